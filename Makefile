@@ -1,0 +1,55 @@
+# make demo | test | check need nothing but python >= 3.11 and make: each makes .venv first.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 \
+	&& { echo "$$p"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+STAMP := $(VENV)/.installed
+# Two test processes with one thread each beat one process with two threads: tests are many and small.
+JOBS ?= 2
+TESTS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test check format docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(STAMP) ## make .venv and install the package with the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: no Python 3.11, 3.12 or 3.13 that can make a virtual environment was found." >&2; \
+		echo "On Debian or Ubuntu: apt-get install python3-venv. Elsewhere: make PYTHON=/path/to/python3.11 ..." >&2; \
+		exit 1; fi
+	@$(BIN)/python -c 'import pip' >/dev/null 2>&1 || { \
+		echo "making $(VENV) with $$($(PYTHON) --version)"; \
+		rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "installing (the first time this takes minutes: torch is large)"
+	@$(RUN) pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## the whole job on 2 CPU cores: data, pretraining, probe, report (about 10 minutes)
+	@$(RUN) jepa demo --out runs/demo
+
+test: install ## the test suite; TESTS='tests/data -k order' picks some
+	@OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) $(TESTS)
+
+check: install ## format, lint, types
+	@$(RUN) ruff format --check .
+	@$(RUN) ruff check .
+	@$(RUN) mypy
+
+format: install ## put the format right
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
+
+docs: install ## write docs/reference/config.md anew from the dataclasses
+	@$(BIN)/python docs/reference/generate.py
+
+clean: ## remove what can be made again; runs/ and data/ stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -exec rm -rf {} +
