@@ -1,0 +1,106 @@
+"""I-JEPA: predict the embeddings of masked blocks from a visible context.
+
+Assran et al., "Self-supervised learning from images with a joint-embedding predictive architecture", CVPR 2023,
+arXiv 2301.08243.
+
+    jepa train ijepa-vit-b16 data.path=data/imagenet
+
+loss = mean smooth-L1( predictor(context_encoder(x, context), targets), layer_norm(target_encoder(x))[targets] )
+target_encoder <- m * target_encoder + (1 - m) * context_encoder, m linear from ema[0] to ema[1].
+
+Shapes: B batch, N tokens, C contexts, T targets, Kc Kt kept tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa import ema, losses, masks
+from jepa.data import Batch
+from jepa.errors import ConfigError
+from jepa.methods.base import Method, Output, Schedule
+from jepa.nn.predictor import Predictor, PredictorConfig, repeat_blocks
+from jepa.nn.tokens import gather_tokens
+from jepa.nn.vit import EncoderConfig, VisionTransformer
+
+
+@dataclass(frozen=True)
+class Config:
+    """I-JEPA's own settings."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    masks: masks.MultiBlockConfig = field(default_factory=masks.MultiBlockConfig)
+    ema: tuple[float, float] = (0.996, 1.0)  # target encoder's momentum, from the first to the last step
+    loss: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
+
+    def __post_init__(self) -> None:
+        if not all(0 <= m <= 1 for m in self.ema):
+            raise ConfigError(f"ema: got {list(self.ema)}, allowed: two numbers between 0 and 1")
+
+
+class IJEPA(Method):
+    """Context encoder, EMA target encoder, predictor."""
+
+    Config = Config
+    config: Config
+
+    def __init__(self, config: Config, image_size: tuple[int, int]) -> None:
+        super().__init__(config, image_size)
+        self.encoder = VisionTransformer(config.encoder, image_size)
+        self.predictor = Predictor(
+            config.predictor, self.encoder.width, config.encoder.resolved()[2], self.encoder.grid
+        )
+        self.target = ema.teacher(self.encoder)
+
+    def train(self, mode: bool = True) -> IJEPA:
+        """As in torch, except that the teacher stays in eval mode."""
+        super().train(mode)
+        self.target.eval()
+        return self
+
+    def sampler(self, seed: int) -> masks.Sampler:
+        return masks.make_sampler(self.config.masks, self.encoder.grid, seed)
+
+    def schedule(self, step: int, total_steps: float) -> dict[str, float]:
+        return {"momentum": ema.momentum(step, total_steps, *self.config.ema)}
+
+    def forward(
+        self, images: Tensor, masks: masks.Masks | None, schedule: Schedule, batch: Batch | None = None
+    ) -> Output:
+        assert masks is not None, "I-JEPA needs masks, got None"
+        target = self.targets(images, masks)
+        predicted = self.predict(images, masks)
+        loss = losses.latent_loss(predicted, target, self.config.loss)
+        with torch.no_grad():  # what always answering the batch mean would cost: a loss near it has learned nothing
+            mean = target.mean(dim=(0, 1), keepdim=True).expand_as(target)
+            baseline = losses.latent_loss(mean, target, self.config.loss)
+        return Output(loss, {"loss": loss.detach(), "loss_of_mean": baseline})
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, masks: masks.Masks) -> Tensor:
+        """Normalised teacher embeddings of the target blocks: (T * C * B, Kt, D)."""
+        tokens = self.target(images)  # (B, N, D): the teacher sees the whole image
+        # the norm is per token, so gathering first gives the same values and touches fewer tokens
+        blocks = losses.normalise_targets(gather_tokens(tokens, masks.target))
+        return repeat_blocks(blocks, len(masks.target), len(masks.context))
+
+    def predict(self, images: Tensor, masks: masks.Masks) -> Tensor:
+        """Predicted embeddings of the target blocks: (T * C * B, Kt, D)."""
+        context = self.encoder(images, masks.context)  # (C * B, Kc, D)
+        predicted: Tensor = self.predictor(context, masks.context, masks.target)
+        return predicted
+
+    def after_step(self, values: dict[str, float]) -> None:
+        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"])
+
+    def encode(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.target(images)
+        return tokens
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"context": self.encoder, "target": self.target}

@@ -1,0 +1,93 @@
+"""From pixels to tokens and back: normalisation, patch embedding, position tables, gathering.
+
+Shapes: B batch, H W image, h w token grid, N = h * w tokens, K kept tokens, D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa.errors import ConfigError
+
+
+class Normalise(nn.Module):
+    """uint8 or float images to normalised floats, on whatever device the images are."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 in 0..255 or float in 0..1, to floats with the given mean and std per channel."""
+        if images.dtype == torch.uint8:
+            return torch.addcmul(-self.mean / self.std, images.to(self.mean.dtype), 1 / (255 * self.std))
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+
+def token_grid(image_size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of tokens.
+
+    Raises:
+        ConfigError: the patch does not divide the image; names the nearest sizes that work.
+    """
+    for side, step, name in zip(image_size, patch, ("height", "width"), strict=True):
+        if step < 1 or side < step or side % step:
+            near = sorted({max(step, side // step * step), (side // step + 1) * step}) if step >= 1 else []
+            raise ConfigError(
+                f"image {name} {side} is not a multiple of the patch {name} {step}; "
+                f"set data.image_size to one of {near} or change method.encoder.patch"
+            )
+    return image_size[0] // patch[0], image_size[1] // patch[1]
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each through one linear map (stored as a convolution's weight)."""
+
+    def __init__(self, patch: tuple[int, int], width: int, channels: int = 3) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to tokens (B, N, D), row-major."""
+        # One matmul over unfolded patches: the same sums as the convolution, without its layout conversions.
+        batch, channels, height, width = images.shape
+        ph, pw = self.patch
+        patches = images.reshape(batch, channels, height // ph, ph, width // pw, pw)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * ph * pw)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed 2D sine-cosine positions (1, N, D), row-major: the first half encodes the column, the second the row.
+
+    Each half is [sin, cos] over frequencies 10000^(-i / (D / 4)), built in float64 and rounded to float32 once.
+    """
+    if width % 4:
+        raise ConfigError(f"width {width} cannot carry 2D sine-cosine positions: it must be a multiple of 4")
+    omega = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4.0))
+
+    def line(length: int) -> np.ndarray:
+        angles = np.outer(np.arange(length, dtype=np.float64), omega)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    rows, columns = line(grid[0]), line(grid[1])
+    table = np.concatenate([np.tile(columns, (grid[0], 1)), np.repeat(rows, grid[1], axis=0)], axis=1)
+    return torch.from_numpy(table).float().unsqueeze(0)
+
+
+def gather_tokens(tokens: Tensor, indices: list[Tensor]) -> Tensor:
+    """Kept tokens for each of M index sets (B, K): (B, N, D) to (M * B, K, D), index set by index set."""
+    stacked = torch.stack(indices)  # (M, B, K): one gather instead of M
+    count, batch, kept = stacked.shape
+    if tokens.shape[0] == 1:  # a table shared by the batch
+        return tokens[0][stacked.reshape(count * batch, kept)]
+    rows = torch.arange(batch, device=tokens.device).view(1, batch, 1)
+    return tokens[rows, stacked].reshape(count * batch, kept, tokens.shape[-1])
