@@ -1,7 +1,7 @@
 # make demo | test | check need nothing but python >= 3.11 and make: each makes .venv first.
 
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
-	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 \
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info)' >/dev/null 2>&1 \
 	&& { echo "$$p"; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ install: $(STAMP) ## make .venv and install the package with the versions of con
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
-		echo "error: no Python 3.11, 3.12 or 3.13 that can make a virtual environment was found." >&2; \
+		echo "error: no Python 3.11 or newer that can make a virtual environment was found." >&2; \
 		echo "On Debian or Ubuntu: apt-get install python3-venv. Elsewhere: make PYTHON=/path/to/python3.11 ..." >&2; \
 		exit 1; fi
 	@$(BIN)/python -c 'import pip' >/dev/null 2>&1 || { \

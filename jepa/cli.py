@@ -1,0 +1,289 @@
+"""The command line: each verb reads its arguments, calls one function of the package, and prints what it gives.
+
+Everything heavy is imported inside the verb that needs it, so `jepa --help` answers at once. `main` turns errors a
+user can act on into one message and exit code 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import jepa
+from jepa.errors import ConfigError, JepaError
+
+if TYPE_CHECKING:
+    from jepa.config import Duration, RunConfig
+
+app = typer.Typer(
+    name="jepa",
+    help="Shards, I-JEPA pretraining, frozen probes, reports. Start with `jepa demo` or `jepa train --help`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Build a data set from a recipe, or look at one.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel="The main job")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file, as section.key=value."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+# the machine's limits, not bugs: no space, no permission, read-only, over quota, too many open files
+SURROUNDINGS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+MAIN, LOOK, TOOLS = "The main job", "Checkpoints", "This machine"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jepa {jepa.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file or the name of a shipped one (digits).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the data set to.")],
+    overrides: Overrides = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read and encode; default: one per core.")] = None,
+) -> None:
+    """Turn what a recipe names into shards and a manifest. Run again after an interruption to go on."""
+    from jepa.data.build import build
+
+    build(recipe, out, overrides=overrides or [], workers=workers)
+
+
+@data_app.command("show")
+def data_show(
+    folder: Annotated[Path, typer.Argument(help="A folder made by `jepa data build`.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the contact sheet (PNG).")] = None,
+) -> None:
+    """Print counts and sizes of a data set and write a contact sheet."""
+    from jepa.data.show import show
+
+    show(folder, out)
+
+
+# --- train, probe, report -----------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=MAIN)
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, a shipped name (ijepa-vit-b16), or a run folder.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")] = False,
+    extend: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE", help="Go on to a longer schedule: epochs=50, steps=… or samples=…."),
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Start a new run from the weights of another run or checkpoint.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Write every sample number with its crop and mask keys.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Shrink the run to seconds on a CPU (configs/debug.yaml).")
+    ] = False,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="Another accelerate tracker besides TensorBoard (wandb, …); repeatable.")
+    ] = None,
+) -> None:
+    """Pretrain. Each of --resume, --extend and --init-from is a different thing; see docs/checkpoints.md."""
+    settings, folder = _run_settings(config, overrides or [], out, debug, tracker or [])
+    longer = _duration(extend) if extend else None
+    if not settings.data.path:
+        raise ConfigError(
+            "data.path is empty: give the folder of a data set. Build one first, for example "
+            f"`jepa data build digits --out data/digits`, then `jepa train {config} data.path=data/digits`"
+        )
+    from jepa.train import train as run
+
+    run(settings, folder, resume=resume, extend=longer, init_from=init_from, trace=trace)
+
+
+def _run_settings(
+    name: str, overrides: list[str], out: Path | None, debug: bool, trackers: list[str]
+) -> tuple[RunConfig, Path]:
+    from jepa import config
+
+    run_folder = Path(name) if (Path(name) / "config.yaml").is_file() else None
+    if trackers:
+        overrides = [f"train.trackers={json.dumps(['tensorboard', *trackers])}", *overrides]
+    settings = config.load(run_folder / "config.yaml" if run_folder else name, overrides, ["debug"] if debug else None)
+    return settings, out or run_folder or Path("runs") / (f"{settings.name}-debug" if debug else settings.name)
+
+
+def _duration(text: str) -> Duration:
+    from jepa import config
+
+    return config.build(config.Duration, config.override({}, [text]), "--extend")
+
+
+@app.command(rich_help_panel=MAIN)
+def probe(
+    run: Annotated[str, typer.Argument(help="A run folder or a checkpoint.")],
+    suite: Annotated[str, typer.Option(help="A suite: a YAML file or the name of a shipped one (digits, imagenet).")],
+    overrides: Overrides = None,
+) -> None:
+    """Probe the frozen encoder: weighted kNN, linear and ridge, with baselines and 95 % intervals."""
+    from jepa.probe.run import probe as measure
+
+    measure(Path(run), suite, overrides=overrides or [])
+
+
+@app.command(rich_help_panel=MAIN)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML file: curves, health, masks, features, probes, settings, cost."""
+    from jepa.report import build_report
+
+    typer.echo(build_report(runs, out))
+
+
+@app.command(rich_help_panel=MAIN)
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, run and report.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
+) -> None:
+    """The whole job on the embedded digits: data, training, probe, report. Run again after an interruption to go on."""
+    from jepa.demo import demo as run
+
+    run(out, seed)
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=LOOK)
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run folder, or a foreign checkpoint file.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is in a checkpoint without loading its tensors."""
+    from jepa.checkpoint import describe
+
+    facts = describe(checkpoint)
+    _print_json(facts) if as_json else _print_facts(facts)
+
+
+@app.command("import", rich_help_panel=LOOK)
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A foreign checkpoint file.")],
+    to: Annotated[Path, typer.Option("--to", help="Run folder to write.")],
+    source: Annotated[str, typer.Option("--from", help="Its layout: ijepa.")] = "ijepa",
+    overrides: Overrides = None,
+) -> None:
+    """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""
+    from jepa.export import import_checkpoint
+
+    import_checkpoint(checkpoint, source, to, overrides or [])
+
+
+# --- this machine -------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=TOOLS)
+def doctor(as_json: Json = False) -> None:
+    """Look at the installation and the machine, and say what to do about what is wrong. Exit code 1 on errors."""
+    from jepa import doctor as examiner
+
+    checks = examiner.examine()
+    _print_json(examiner.as_json(checks)) if as_json else typer.echo(examiner.as_text(checks))
+    if any(check.status == "error" for check in checks):
+        raise typer.Exit(1)
+
+
+app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
+
+
+# --- printing and errors ------------------------------------------------------------------------------------------
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            typer.echo(f"{indent}{key}:")
+            _print_facts(value, indent + "  ")
+        else:
+            typer.echo(f"{indent}{key}: {value}")
+
+
+def _say(label: str, message: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    where = f" [rank {rank}]" if rank != "0" else ""
+    typer.echo(f"{typer.style(label, fg='red', bold=True)}{where} {message}", err=True)  # colour only on a terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code. 2: something to put right, 130: interrupted, 1: a bug."""
+    try:
+        app(args=arguments, prog_name="jepa")
+    except SystemExit as stop:
+        return _flushed(stop.code if isinstance(stop.code, int) else 0)
+    except JepaError as error:
+        _say("error:", str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _unexpected(error)
+    return _flushed(0)
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `jepa inspect … | head`: the reader has gone, and that is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    from jepa.doctor import advice_for
+
+    advice = advice_for(error)
+    if advice:
+        _say("error:", f"{error}\n{advice}")
+        return 2
+    if type(error).__name__ == "OutOfMemoryError":
+        _say("error:", f"{error}\nLower train.micro_batch, or set train.activation_checkpointing=true")
+        return 2
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+        _say("error:", f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        return 2
+    traceback.print_exception(error)
+    _say(
+        "This is a bug in jepa, not in what you gave it.",
+        "Please report the traceback above with the command and the output of `jepa doctor`.",
+    )
+    return 1
