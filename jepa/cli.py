@@ -56,7 +56,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    """Only carries the options that come before a verb."""
 
 
 # --- data ---------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def advice_for(error: BaseException) -> str:
     text = str(error)
     if "torchvision::nms does not exist" in text or ("undefined symbol" in text and "torch" in text):
         return REINSTALL
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("jepa"):
         return f"{error.name} is not installed; install the whole package: pip install jepa -c constraints.txt"
     return ""
 
