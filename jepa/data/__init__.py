@@ -1,0 +1,18 @@
+"""Recipes -> shards -> seeded global order -> decoded batches."""
+
+from jepa.data.batch import Batch, derive_accumulation
+from jepa.data.loader import Loader, TrainData, eval_batches, make_loader
+from jepa.data.manifest import Manifest, Split
+from jepa.data.order import Order
+
+__all__ = [
+    "Batch",
+    "Loader",
+    "Manifest",
+    "Order",
+    "Split",
+    "TrainData",
+    "derive_accumulation",
+    "eval_batches",
+    "make_loader",
+]

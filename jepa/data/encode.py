@@ -1,0 +1,108 @@
+"""A source's image -> the bytes that go into a shard. Runs in worker processes; a pure function of its task."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from jepa.data import decode
+from jepa.data.recipe import ImageConfig
+from jepa.data.sources.base import Maker, Sample
+from jepa.errors import DataError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as it is written."""
+
+    data: bytes
+    extension: str
+    height: int
+    width: int
+    sample: Sample  # its `image` is emptied: it has become `data`
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A source image that cannot be used, and why."""
+
+    source: str
+    reason: str
+
+
+def encode(maker: Maker, task: Any, config: ImageConfig) -> Encoded | Bad:
+    """Make the sample of a task and bring its image into the form the recipe asks for."""
+    try:
+        sample = maker(task)
+    except DataError as error:
+        return Bad(str(task), str(error))
+    try:
+        data, extension, height, width = _image(sample.image, config)
+    except DataError as error:
+        return Bad(sample.source, str(error))
+    emptied = Sample(b"", sample.label, sample.original, sample.source, sample.targets)
+    return Encoded(data, extension, height, width, emptied)
+
+
+def _image(image: bytes | np.ndarray[Any, Any], config: ImageConfig) -> tuple[bytes, str, int, int]:
+    """(bytes, extension, height, width)."""
+    wanted = {"jpeg": "jpg"}.get(config.format, config.format)
+    if isinstance(image, np.ndarray):
+        picture = Image.fromarray(image)
+        if config.resize is not None and min(picture.size) > config.resize:
+            picture = picture.resize(_shrunk(picture.width, picture.height, config.resize), Image.Resampling.BICUBIC)
+        extension = "png" if wanted == "keep" else wanted
+        return _write(picture, extension, config.quality), extension, picture.height, picture.width
+    found = decode.header(image)
+    shrink = config.resize is not None and min(found.height, found.width) > config.resize
+    if not shrink and wanted in ("keep", found.format):
+        if config.verify:
+            _, height, width = decode.decode(image).shape
+            return image, found.format, height, width
+        return image, found.format, found.height, found.width
+    pixels = decode.decode(image)
+    if shrink:
+        assert config.resize is not None
+        width, height = _shrunk(pixels.shape[2], pixels.shape[1], config.resize)
+        packed = pixels.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+        pixels = torch.nn.functional.interpolate(packed, (height, width), mode="bicubic", antialias=True)[0]
+    extension = found.format if wanted == "keep" else wanted
+    picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    return _write(picture, extension, config.quality), extension, picture.height, picture.width
+
+
+def _shrunk(width: int, height: int, shorter: int) -> tuple[int, int]:
+    scale = shorter / min(width, height)
+    return max(shorter, round(width * scale)), max(shorter, round(height * scale))
+
+
+def _write(picture: Image.Image, extension: str, quality: int) -> bytes:
+    out = io.BytesIO()
+    if extension == "jpg":
+        picture.save(out, "JPEG", quality=quality, subsampling="4:4:4" if quality >= 95 else "4:2:0")
+    elif extension == "webp":
+        picture.save(out, "WEBP", quality=quality)
+    else:
+        picture.save(out, extension.upper())
+    return out.getvalue()
+
+
+_worker: tuple[Maker, ImageConfig] | None = None
+
+
+def start_worker(maker: Maker, config: ImageConfig) -> None:
+    """Called once in every worker process."""
+    global _worker
+    torch.set_num_threads(1)
+    _worker = (maker, config)
+
+
+def encode_many(tasks: list[Any]) -> list[Encoded | Bad]:
+    """Encode a chunk of tasks in a worker process."""
+    assert _worker is not None, "start_worker was not called in this process"
+    return [encode(_worker[0], task, _worker[1]) for task in tasks]

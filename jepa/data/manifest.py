@@ -1,0 +1,225 @@
+"""A built dataset on disk: one small JSON file, memory-mapped arrays, and webdataset tars.
+
+    DIR/manifest.json            names, classes, licence, recipe, shards, content hash
+    DIR/SPLIT/NAME-000000.tar    the samples (or tars elsewhere, referenced in place)
+    DIR/SPLIT/index.npy          (n, 4) int64: shard, byte offset, length, extension number
+    DIR/SPLIT/labels.npy         (n,) int64, -1: none
+    DIR/SPLIT/originals.npy      (n,) int64: samples made from the same original image share a number
+    DIR/SPLIT/keys.npy           (n,) bytes: webdataset keys
+    DIR/SPLIT/target-X.npy       (n,) float32: continuous target X
+
+Opening reads the JSON only; arrays are mapped, so a million samples open in milliseconds. Arrays are loaded with
+``allow_pickle=False`` and images by an allow-list of extensions: data is never code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jepa.data import storage
+from jepa.errors import DataError
+
+FORMAT, VERSION, FILE = "jepa-dataset", 1, "manifest.json"
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # order is part of the format: index.npy stores positions
+SHARD, OFFSET, LENGTH, EXTENSION = range(4)  # columns of index.npy
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: where it is, its size in bytes, and how many samples of the split it holds."""
+
+    path: Path
+    size: int
+    samples: int
+
+
+class Split:
+    """One split of a dataset. Picklable: worker processes map the arrays and open the shards themselves."""
+
+    def __init__(self, root: Path, name: str, values: dict[str, Any]) -> None:
+        self.root, self.name, self._values = root, name, values
+        self.shards = [Shard(root / s["path"], int(s["size"]), int(s["samples"])) for s in values["shards"]]
+        self.shard_sizes: Int64 = np.array([s.samples for s in self.shards], dtype=np.int64)  # samples per shard
+        self.target_names: list[str] = list(values["targets"])
+        self._samples = int(values["samples"])
+        if self._samples != int(self.shard_sizes.sum()):
+            raise DataError(
+                f"{root / FILE}: split {name!r} says {self._samples} samples but its shards hold "
+                f"{int(self.shard_sizes.sum())}. The file was changed or damaged; build the dataset again"
+            )
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "name": self.name, "values": self._values}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"], state["name"], state["values"])  # type: ignore[misc]
+
+    @cached_property
+    def index(self) -> Int64:
+        """(n, 4): shard, byte offset, length, extension number."""
+        return self._array("index", np.dtype(np.int64), (self._samples, 4))
+
+    @cached_property
+    def labels(self) -> Int64:
+        """(n,) class numbers, -1 where there is none."""
+        return self._array("labels", np.dtype(np.int64), (self._samples,))
+
+    @cached_property
+    def originals(self) -> Int64:
+        """(n,) numbers of the original images; samples made from the same original share one."""
+        return self._array("originals", np.dtype(np.int64), (self._samples,))
+
+    @cached_property
+    def targets(self) -> dict[str, Float32]:
+        """Continuous targets by name, each (n,)."""
+        return {t: self._array(f"target-{t}", np.dtype(np.float32), (self._samples,)) for t in self.target_names}
+
+    @cached_property
+    def _keys(self) -> npt.NDArray[np.bytes_]:
+        return self._array("keys", None, (self._samples,))  # type: ignore[no-any-return]
+
+    def key(self, i: int) -> str:
+        """The webdataset key of sample i."""
+        return bytes(self._keys[i]).decode("utf-8", "replace")
+
+    def read(self, i: int) -> tuple[bytes, str]:
+        """The encoded image of sample i and its extension.
+
+        Raises:
+            DataError: the shard is not the one that was indexed, or ends too early.
+            OSError: the storage fails, after several tries (see `storage.read`).
+        """
+        shard, offset, length, extension = self.index[i].tolist()
+        where = self.shards[shard]
+        return storage.read(where.path, where.size, offset, length), EXTENSIONS[extension]
+
+    def place(self, i: int) -> str:
+        """Where sample i lies, for messages."""
+        shard, offset, length, _ = self.index[i].tolist()
+        return f"{self.key(i)} in {self.shards[shard].path} at byte {offset}, {length} bytes"
+
+    def check(self) -> None:
+        """Compare every shard's size with the manifest.
+
+        Raises:
+            DataError: a shard is missing, truncated or was replaced.
+        """
+        wrong = []
+        for shard in self.shards:
+            try:
+                size = shard.path.stat().st_size
+            except OSError as error:
+                wrong.append(f"{shard.path}: {error.strerror}")
+                continue
+            if size != shard.size:
+                wrong.append(f"{shard.path}: {size} bytes now, {shard.size} when it was built")
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise DataError(
+                f"split {self.name!r} of {self.root}: {len(wrong)} of {len(self.shards)} shards cannot be used: "
+                f"{'; '.join(wrong[:3])}{more}. Restore them, or build the dataset again"
+            )
+
+    def _array(self, name: str, dtype: np.dtype[Any] | None, shape: tuple[int, ...]) -> Any:
+        path = self.root / self.name / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r" if self._samples else None, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"cannot read {path}: {error}. Build the dataset again") from None
+        right_type = array.dtype.kind == "S" if dtype is None else array.dtype == dtype
+        if array.shape != shape or not right_type:
+            raise DataError(
+                f"{path} holds {array.dtype}{array.shape}, expected {dtype or 'bytes'}{shape}. Build the dataset again"
+            )
+        return array
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An opened dataset."""
+
+    root: Path
+    name: str
+    classes: list[str]
+    splits: dict[str, Split]
+    licence: str
+    recipe: dict[str, Any]  # as resolved when it was built
+    hash: str  # of the content: equal for equal samples in equal order
+    image: dict[str, Any]  # smallest and largest height and width, extensions
+    notes: list[str]  # what the builder decided by itself, e.g. that it made a validation split
+    bad: list[dict[str, str]]  # source images left out: source and reason (the first 1000)
+    bad_count: int
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Manifest:
+        """Open a folder made by `jepa data build`.
+
+        Raises:
+            DataError: no such folder, an unfinished build, not our file, damaged, or of a newer version.
+        """
+        root = Path(folder)
+        values = _read(root)
+        try:
+            return cls(
+                root=root,
+                name=str(values["name"]),
+                classes=[str(c) for c in values["classes"]],
+                splits={str(k): Split(root, str(k), v) for k, v in values["splits"].items()},
+                licence=str(values["licence"]),
+                recipe=dict(values["recipe"]),
+                hash=str(values["hash"]),
+                image=dict(values["image"]),
+                notes=[str(n) for n in values["notes"]],
+                bad=[dict(b) for b in values["bad"]],
+                bad_count=int(values["bad_count"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{root / FILE} lacks or garbles {error}. It was changed or damaged; build the dataset again"
+            ) from None
+
+    def split(self, name: str) -> Split:
+        """A split by name.
+
+        Raises:
+            DataError: there is none of that name; the message lists those there are.
+        """
+        if name not in self.splits:
+            raise DataError(f"{self.root} has no split {name!r}; it has: {', '.join(self.splits) or 'none'}")
+        return self.splits[name]
+
+
+def _read(root: Path) -> dict[str, Any]:
+    path = root / FILE
+    if not path.is_file():
+        if (root / ".build").is_dir():
+            raise DataError(f"{root} is an unfinished build. Run the same `jepa data build` command again to finish it")
+        state = "has no manifest.json" if root.is_dir() else "is not a folder"
+        raise DataError(f"{root} {state}. Give a folder made by `jepa data build datasets/NAME.yaml --out {root}`")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}). It is truncated or not ours; build again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise DataError(f"{path} is not a manifest of `jepa data build` (no format: {FORMAT!r})")
+    if values.get("version") != VERSION:
+        raise DataError(
+            f"{path} has version {values.get('version')!r}, this program reads {VERSION}. "
+            "Use the program version that made it, or build the dataset again"
+        )
+    return values

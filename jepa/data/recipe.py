@@ -1,0 +1,96 @@
+"""Dataset recipes: a YAML file saying where images come from, how they are split, and how they are sharded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jepa import config, resources
+from jepa.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SplitsConfig:
+    """How splits are made that the source does not give by itself."""
+
+    fractions: dict[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.1})  # {}: everything is train
+    seed: int = 0  # of the keyed hash that chooses them, and of the order in which samples go to shards
+
+    def __post_init__(self) -> None:
+        if "train" in self.fractions:
+            raise ConfigError("fractions: train is what the others leave; give only the others, e.g. {val: 0.1}")
+        if any(not 0 < share < 1 for share in self.fractions.values()) or sum(self.fractions.values()) >= 1:
+            raise ConfigError(f"fractions: each must lie between 0 and 1 and their sum below 1, got {self.fractions}")
+        for name in self.fractions:
+            check_name(name, "split")
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """How samples are packed into tars; a tar is closed when either limit is reached."""
+
+    max_samples: int = 1000
+    max_bytes: int = 300_000_000
+    shuffle: bool = True  # samples go to shards in a keyed random order, so that neighbours are not of one class
+
+    def __post_init__(self) -> None:
+        if self.max_samples < 1 or self.max_bytes < 1:
+            raise ConfigError(f"max_samples={self.max_samples} and max_bytes={self.max_bytes} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What is done to an image before it is written."""
+
+    resize: int | None = None  # shorter side in pixels; larger images are shrunk to it, smaller ones left alone
+    format: Literal["keep", "jpeg", "png", "webp"] = "keep"  # keep: the source's own bytes where nothing changes them
+    quality: int = 90  # of jpeg and webp; jpeg from 95 on keeps full colour resolution (4:4:4)
+    verify: bool = True  # decode every image, so that broken ones are found now and not while training
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize < 1:
+            raise ConfigError(f"resize: the shorter side must be at least 1 pixel, got {self.resize}")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality: allowed are 1 to 100, got {self.quality}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One dataset. `source` holds its kind and that kind's own options."""
+
+    name: str
+    source: dict[str, Any]
+    licence: str = "not stated"
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "dataset")
+
+
+def check_name(name: str, what: str) -> None:
+    """Names become file names, so they are kept plain.
+
+    Raises:
+        ConfigError: anything but letters, digits, dot, dash and underscore.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{what} name {name!r}: use letters, digits, '.', '-' and '_', starting with one of the first")
+
+
+def load(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe from a file or a shipped name, with ``a.b=value`` overrides applied.
+
+    Raises:
+        ConfigError: no such recipe, or something wrong in it, with the place.
+    """
+    path = resources.find("datasets", name)
+    values = config.override(config.read(path, kind="datasets"), overrides or [])
+    values.setdefault("name", path.stem)
+    try:
+        return config.build(Recipe, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,117 @@
+"""Writing shards: webdataset tars with the same bytes for the same samples, and the arrays that index them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jepa.data import storage
+from jepa.data.encode import Encoded
+from jepa.data.manifest import EXTENSIONS
+
+
+@dataclass
+class Part:
+    """The samples of one split in one shard: columns of equal length n."""
+
+    keys: list[str]
+    offsets: list[int]
+    lengths: list[int]
+    extensions: list[int]
+    labels: list[int]
+    originals: list[int]
+    targets: list[tuple[float, ...]]
+    sizes: list[tuple[int, int]]  # height, width; (0, 0) where it is not known
+
+    @classmethod
+    def empty(cls) -> Part:
+        """A part without samples."""
+        return cls([], [], [], [], [], [], [], [])
+
+    def arrays(self, targets: int) -> dict[str, npt.NDArray[Any]]:
+        """As arrays, ready for np.savez; `targets` is the number of continuous targets."""
+        n = len(self.keys)
+        return {
+            "keys": np.array([k.encode() for k in self.keys], dtype=np.bytes_),
+            "place": np.array([self.offsets, self.lengths, self.extensions], dtype=np.int64).reshape(3, n).T,
+            "labels": np.array(self.labels, dtype=np.int64),
+            "originals": np.array(self.originals, dtype=np.int64),
+            "targets": np.array(self.targets, dtype=np.float32).reshape(n, targets),
+            "sizes": np.array(self.sizes, dtype=np.int64).reshape(n, 2),
+        }
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished tar."""
+
+    size: int
+    sha256: str
+    part: Part
+
+
+class ShardWriter:
+    """One tar, written under a temporary name, synced, then renamed: a shard is complete or absent."""
+
+    def __init__(self, path: Path, targets: list[str]) -> None:
+        self.path, self.targets = path, targets
+        self._temporary = path.with_name(f".{path.name}.partial")
+        self._file = self._temporary.open("wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.part = Part.empty()
+
+    def add(self, key: str, encoded: Encoded) -> None:
+        """Append a sample: KEY.jpg (or png ...), KEY.cls where there is a label, KEY.json."""
+        sample, part = encoded.sample, self.part
+        part.keys.append(key)
+        part.offsets.append(self._member(f"{key}.{encoded.extension}", encoded.data))
+        part.lengths.append(len(encoded.data))
+        part.extensions.append(EXTENSIONS.index(encoded.extension))
+        part.labels.append(sample.label)
+        part.originals.append(sample.original)
+        part.targets.append(sample.targets)
+        part.sizes.append((encoded.height, encoded.width))
+        facts = {"source": sample.source, "original": sample.original, **dict(zip(self.targets, sample.targets, strict=True))}
+        if sample.label >= 0:
+            facts["label"] = sample.label
+            self._member(f"{key}.cls", str(sample.label).encode())
+        self._member(f"{key}.json", json.dumps(facts, sort_keys=True).encode())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes written so far."""
+        return self._tar.offset
+
+    def close(self) -> Written:
+        """Finish the tar and give it its name."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        with self._temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = self._temporary.stat().st_size
+        self._temporary.replace(self.path)
+        storage.sync_folder(self.path.parent)
+        return Written(size, digest, self.part)
+
+    def abandon(self) -> None:
+        """Drop the unfinished tar."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _member(self, name: str, data: bytes) -> int:
+        """Append a file; its byte offset. No time, owner or machine is recorded, so equal samples give equal tars."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        self._tar.addfile(info, io.BytesIO(data))
+        return self._tar.offset - -(-len(data) // 512) * 512

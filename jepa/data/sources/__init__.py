@@ -1,0 +1,34 @@
+"""Where images come from. Each kind is one file with a `Config` dataclass and `open_source(config)`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from jepa import config
+from jepa.data.sources.base import Source
+from jepa.errors import ConfigError
+
+KINDS = ("digits", "folder", "idx", "webdataset")
+
+
+def configure(values: dict[str, Any]) -> tuple[str, Any]:
+    """The kind and its validated Config from a recipe's ``source`` section.
+
+    Raises:
+        ConfigError: unknown kind or option.
+    """
+    options = dict(values)
+    kind = options.pop("kind", None)
+    if kind not in KINDS:
+        raise ConfigError(f"source.kind: got {kind!r}, allowed: {', '.join(KINDS)}")
+    return kind, config.build(importlib.import_module(f"jepa.data.sources.{kind}").Config, options, "source")
+
+
+def open_source(kind: str, options: Any) -> Source:
+    """Open a configured source. Raises DataError when there is nothing to read."""
+    source: Source = importlib.import_module(f"jepa.data.sources.{kind}").open_source(options)
+    return source
+
+
+__all__ = ["KINDS", "Source", "configure", "open_source"]

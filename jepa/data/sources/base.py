@@ -1,0 +1,66 @@
+"""What a source of images is: lists of tasks per split, and a function that makes a sample of a task.
+
+Tasks are small and picklable, and making a sample is a pure function of its task, so samples can be made in any
+process, in any order, and again after an interruption, always with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image before it is written."""
+
+    image: bytes | npt.NDArray[np.uint8]  # encoded, or pixels (H, W) or (H, W, 3)
+    label: int  # -1: none
+    original: int  # samples made from the same original image share this number
+    source: str  # where it came from, for people
+    targets: tuple[float, ...] = ()  # continuous targets, in the order of the source's `targets`
+
+
+class Maker(Protocol):
+    """Makes samples; sent once to every worker process."""
+
+    def __call__(self, task: Any) -> Sample:
+        """The sample of a task. Raises DataError when the source image cannot be used."""
+        ...
+
+
+@dataclass
+class Source:
+    """An opened source."""
+
+    splits: dict[str, Sequence[Any]]  # tasks by split; a single "" entry: not split yet
+    maker: Maker
+    classes: list[str]
+    targets: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was decided without being told
+
+    def fingerprint(self) -> str:
+        """Changes when the list of tasks changes."""
+        digest = hashlib.sha256(repr((self.classes, self.targets)).encode())
+        for name, tasks in self.splits.items():
+            digest.update(repr((name, len(tasks))).encode())
+            if not isinstance(tasks, range):
+                for task in tasks:
+                    digest.update(repr(task).encode())
+        return digest.hexdigest()
+
+
+def hashed(*key: Any) -> int:
+    """A number in [0, 2**63) that depends on the key alone."""
+    digest = hashlib.blake2b("\x00".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def share(*key: Any) -> float:
+    """A number in [0, 1) that depends on the key alone."""
+    return hashed(*key) / 2.0**63

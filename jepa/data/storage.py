@@ -1,0 +1,99 @@
+"""Positioned reads from shards, and files that are either complete or absent.
+
+Reading uses ``pread``: no seek position, so one descriptor serves threads and forked workers alike.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from jepa.errors import DataError
+
+# what network file systems and tired disks answer for a while; anything else will not get better by waiting
+TRANSIENT = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN}
+    | {errno.ENETUNREACH, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENFILE, errno.EMFILE}
+)
+WAITS = (0.1, 0.5, 2.0, 5.0)  # seconds before each further try
+_OPEN_SHARDS = 64  # descriptors kept open per process
+
+_descriptors: OrderedDict[tuple[str, int], int] = OrderedDict()
+
+
+def read(path: Path, size: int, offset: int, length: int, waits: tuple[float, ...] = WAITS) -> bytes:
+    """`length` bytes of a shard from `offset`.
+
+    Args:
+        path: the shard.
+        size: its size in bytes when it was indexed; another size means another file.
+        waits: seconds before each further try after a transient error.
+
+    Raises:
+        DataError: the shard has another size, or ends before offset + length.
+        OSError: the storage fails for good, or still after the last try.
+    """
+    for wait in (*waits, None):
+        try:
+            data = os.pread(_descriptor(path, size), length, offset)
+            break
+        except OSError as error:
+            _forget(path, size)
+            if error.errno not in TRANSIENT or wait is None:
+                raise
+            time.sleep(wait)
+    if len(data) != length:
+        raise DataError(f"{path} ends at byte {offset + len(data)}, the sample reaches to {offset + length}")
+    return data
+
+
+def _descriptor(path: Path, size: int) -> int:
+    key = (str(path), size)
+    found = _descriptors.get(key)
+    if found is not None:
+        _descriptors.move_to_end(key)
+        return found
+    descriptor = os.open(path, os.O_RDONLY)
+    now = os.fstat(descriptor).st_size
+    if now != size:
+        os.close(descriptor)
+        raise DataError(f"{path} has {now} bytes, {size} when it was indexed: truncated or replaced")
+    _descriptors[key] = descriptor
+    if len(_descriptors) > _OPEN_SHARDS:
+        os.close(_descriptors.popitem(last=False)[1])
+    return descriptor
+
+
+def _forget(path: Path, size: int) -> None:
+    descriptor = _descriptors.pop((str(path), size), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """A file with `data`, complete or not there at all, even after a power cut."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
