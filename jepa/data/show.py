@@ -1,0 +1,141 @@
+"""What is in a dataset: counts, sizes, and a contact sheet to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from jepa.data import augment, decode, storage
+from jepa.data.manifest import EXTENSIONS, EXTENSION, LENGTH, Manifest, Split
+from jepa.errors import DataError
+
+_SHOWN_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `jepa data show` prints, and where the picture is."""
+
+    text: str
+    picture: Path
+    counts: dict[str, dict[str, int]]  # split -> class -> samples
+
+
+def show(folder: str | Path, out: str | Path | None = None, *, split: str | None = None, count: int = 96) -> Summary:
+    """Describe a dataset and write a contact sheet.
+
+    Args:
+        folder: made by `jepa data build`.
+        out: the PNG to write; None: contact-sheet.png in the folder.
+        split: the split on the sheet; None: train, or the first.
+        count: pictures on the sheet.
+
+    Raises:
+        DataError: not a dataset, no such split, or the picture cannot be written.
+    """
+    found = Manifest.open(folder)
+    name = split or ("train" if "train" in found.splits else next(iter(found.splits)))
+    chosen = found.split(name)
+    picture = Path(out) if out is not None else Path(folder) / "contact-sheet.png"
+    if count < 1:
+        raise DataError(f"a contact sheet needs at least 1 picture, got count={count}")
+    sheet, unreadable = _sheet(chosen, found.classes, min(count, len(chosen)))
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_atomic(picture, _png(sheet))
+    except OSError as error:
+        raise DataError(f"cannot write {picture}: {error.strerror or error}. Name another file with --picture") from None
+    counts = {k: _class_counts(v, found.classes) for k, v in found.splits.items()}
+    return Summary(_text(found, counts, name, picture, unreadable), picture, counts)
+
+
+def _class_counts(split: Split, classes: list[str]) -> dict[str, int]:
+    numbers, counts = np.unique(np.asarray(split.labels), return_counts=True)
+    return {
+        ("no label" if n < 0 else classes[n] if n < len(classes) else str(n)): c
+        for n, c in zip(numbers.tolist(), counts.tolist(), strict=True)
+    }
+
+
+def _text(
+    found: Manifest, counts: dict[str, dict[str, int]], shown: str, picture: Path, unreadable: list[str]
+) -> str:
+    lines = [f"{found.name}  ({found.root})", f"licence  {found.licence}", f"content  {found.hash[:16]}"]
+    smallest, largest = found.image.get("smallest"), found.image.get("largest")
+    if smallest and largest and max(largest) > 0:
+        lines.append(f"images   {_size(smallest)} to {_size(largest)} pixels (height x width)")
+    for name, split in found.splits.items():
+        kinds = Counter(EXTENSIONS[e] for e in np.asarray(split.index[:, EXTENSION]).tolist())
+        stored = int(np.asarray(split.index[:, LENGTH]).sum())
+        lines.append(
+            f"{name:8} {len(split):,} images in {len(split.shards)} shards, {_bytes(stored)} "
+            f"({', '.join(kinds)}), {len(np.unique(split.originals)):,} originals"
+        )
+        listed = [f"{k} {v:,}" for k, v in counts[name].items()]
+        more = f", and {len(listed) - _SHOWN_CLASSES} more classes" if len(listed) > _SHOWN_CLASSES else ""
+        lines.append(f"{'':8} {', '.join(listed[:_SHOWN_CLASSES])}{more}")
+    lines += [f"note     {note}" for note in found.notes]
+    if found.bad_count:
+        lines.append(f"left out {found.bad_count:,} images that could not be used, such as:")
+        lines += [f"{'':8} {b['source']}: {b['reason']}" for b in found.bad[:5]]
+    lines += [f"unreadable {text}" for text in unreadable[:5]]
+    lines.append(f"picture  {picture} ({shown})")
+    return "\n".join(lines)
+
+
+def _size(pair: list[int]) -> str:
+    return f"{pair[0]}x{pair[1]}"
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
+
+
+def _sheet(split: Split, classes: list[str], count: int) -> tuple[Image.Image, list[str]]:
+    """Evenly spaced samples as tiles with their class, and what could not be read."""
+    places = np.linspace(0, len(split) - 1, count).astype(int).tolist()
+    side, caption, gap = 96, 14, 4
+    columns = min(12, count)
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + caption + gap) + gap), (250, 250, 250))
+    pen, unreadable = ImageDraw.Draw(sheet), []
+    for number, i in enumerate(places):
+        left = gap + number % columns * (side + gap)
+        top = gap + number // columns * (side + caption + gap)
+        label = int(split.labels[i])
+        try:
+            tile = _tile(split.read(i)[0], side)
+            sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
+        except (DataError, OSError) as error:
+            unreadable.append(f"{split.place(i)}: {error}")
+            pen.rectangle((left, top, left + side - 1, top + side - 1), outline=(200, 0, 0))
+            pen.text((left + 8, top + 40), "unreadable", fill=(200, 0, 0))
+        text = "" if label < 0 else classes[label] if label < len(classes) else str(label)
+        pen.text((left, top + side), text[:16].encode("ascii", "replace").decode(), fill=(60, 60, 60))
+    return sheet, unreadable
+
+
+def _tile(data: bytes, side: int) -> Image.Image:
+    image = decode.decode(data)
+    height, width = image.shape[1:]
+    scale = side / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    whole = augment.apply(image, augment.Box(0, 0, height, width), size, "bicubic")
+    return Image.fromarray(np.ascontiguousarray(whole.permute(1, 2, 0).numpy()))
+
+
+def _png(sheet: Image.Image) -> bytes:
+    import io
+
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    return out.getvalue()
