@@ -67,12 +67,17 @@ def data_build(
     recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file or the name of a shipped one (digits).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the data set to.")],
     overrides: Overrides = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read and encode; default: one per core.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Encoding processes; default: one per core, 0: none.")] = None,
 ) -> None:
     """Turn what a recipe names into shards and a manifest. Run again after an interruption to go on."""
     from jepa.data.build import build
 
-    build(recipe, out, overrides=overrides or [], workers=workers)
+    cores = os.cpu_count() or 1
+    processes = workers if workers is not None else (cores if cores > 1 else 0)
+    manifest = build(recipe, out, overrides=overrides or [], workers=processes)
+    for name, split in manifest.splits.items():
+        typer.echo(f"{name}: {len(split)} images in {len(split.shard_sizes)} shards")
+    typer.echo(f"{out} is ready; look at it with `jepa data show {out}`")
 
 
 @data_app.command("show")
@@ -186,9 +191,14 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in a checkpoint without loading its tensors."""
-    from jepa.checkpoint import describe
+    if checkpoint.is_file():
+        from jepa.export import describe as describe_file
 
-    facts = describe(checkpoint)
+        facts = describe_file(checkpoint)
+    else:
+        from jepa.checkpoint import describe
+
+        facts = describe(checkpoint)
     _print_json(facts) if as_json else _print_facts(facts)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from tests.hygiene.tree import PACKAGE, modules
 
 # Top to bottom. A file may import from its own entry and from those above it, never from one below.
+TRAINING = ("environment", "interrupt", "rundir", "progress")  # parts of the training loop
 ORDER = (
     *("errors", "keyed", "resources", "config", "data", "masks", "nn", "losses", "ema", "methods", "optim"),
-    *("checkpoint", "export", "monitor", "probe", "plan", "progress", "train", "slurm", "report", "bench", "doctor"),
+    *("checkpoint", "export", "monitor", "probe", "plan", *TRAINING, "train", "slurm", "report", "bench", "doctor"),
     *("demo", "cli", "__main__"),
 )
 
