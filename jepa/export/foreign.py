@@ -1,0 +1,69 @@
+"""Says what a checkpoint file made elsewhere is, without reading its weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from jepa.errors import JepaError
+from jepa.export import files, ijepa, importer
+
+
+def describe(path: Path | str) -> dict[str, Any]:
+    """What is in a ``.pth``/``.pth.tar``/``.safetensors`` file, from its directory of tensors alone.
+
+    Returns:
+        Plain values: path, bytes, format, kind, parts {name: {tensors, parameters, dtypes}}, values (plain entries
+        at the top), metadata, and for a known layout architecture and command (how to import it).
+
+    Raises:
+        CheckpointError: not readable, damaged, or refused as unsafe (see `files.read`).
+    """
+    foreign = files.read(path)
+    facts: dict[str, Any] = {
+        "path": str(foreign.path),
+        "bytes": foreign.path.stat().st_size,
+        "format": foreign.format,
+        "kind": "unknown layout",
+        "parts": _parts(foreign.tensors),
+        "values": {k: _short(v) for k, v in foreign.values.items() if "." not in k},
+        "metadata": foreign.metadata,
+    }
+    if ijepa.is_ijepa(foreign):
+        facts["kind"] = "I-JEPA"
+        facts["architecture"] = _architecture(foreign)
+        facts["command"] = f"jepa import {foreign.path} --from ijepa --to RUN"
+    return facts
+
+
+def _parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    parts: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        name = importer.plain_name(key).split(".")[0]
+        part = parts.setdefault(name, {"tensors": 0, "parameters": 0, "dtypes": []})
+        part["tensors"] += 1
+        part["parameters"] += math.prod(tensor.shape)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in part["dtypes"]:
+            part["dtypes"].append(dtype)
+    return parts
+
+
+def _architecture(foreign: files.Foreign) -> dict[str, Any] | str:
+    ledger = importer.Ledger(foreign.path, frozenset(foreign.tensors) | frozenset(foreign.values))
+    try:
+        parts, _ = ijepa.sort_keys(foreign, ledger)
+        shape = ijepa.encoder_shape(parts.get("target") or parts["encoder"], foreign.path)
+        shape["positions"] = (parts.get("target") or parts["encoder"])["pos_embed"].shape[1]
+    except (JepaError, KeyError) as error:  # a broken one is still worth describing
+        return f"cannot be inferred: {error}"
+    unknown = ledger.open_keys()
+    return shape | ({"unknown keys": importer.listing(unknown)} if unknown else {})
+
+
+def _short(value: Any) -> Any:
+    text = repr(value)
+    return value if isinstance(value, int | float | str | None) and len(text) <= 80 else text[:80]
