@@ -83,12 +83,12 @@ def data_build(
 @data_app.command("show")
 def data_show(
     folder: Annotated[Path, typer.Argument(help="A folder made by `jepa data build`.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the contact sheet (PNG).")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG file of the contact sheet; default: in the folder.")] = None,
 ) -> None:
     """Print counts and sizes of a data set and write a contact sheet."""
     from jepa.data.show import show
 
-    show(folder, out)
+    typer.echo(show(folder, picture).text)
 
 
 # --- train, probe, report -----------------------------------------------------------------------------------------

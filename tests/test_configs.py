@@ -1,0 +1,86 @@
+"""Every shipped configuration: loads, says what it is, builds at its real size, and takes a step under `debug`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepa import config, resources
+from jepa.data.build import build
+from jepa.methods import base
+from jepa.train import train
+
+NAMES = [name for name in resources.names("configs") if name != "debug"]
+
+# Parameters of the encoder, counted by hand: patch embedding + blocks (12 width² + 13 width each at an MLP ratio of 4)
+# + final norm. Positions are fixed tables and not counted.
+ENCODERS = {
+    "ijepa-vit-s16": (384, 12, 16),
+    "ijepa-vit-b16": (768, 12, 16),
+    "ijepa-vit-l16": (1024, 24, 16),
+    "ijepa-vit-h14": (1280, 32, 14),
+    "own-images": (384, 12, 16),
+    "mnist": (192, 6, 4),
+}
+OFFICIAL = {"ijepa-vit-b16": (600, 6), "ijepa-vit-l16": (600, 12), "ijepa-vit-h14": (300, 12)}  # epochs, predictor
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_with_command_hardware_hours_and_score(name: str) -> None:
+    text = resources.find("configs", name).read_text(encoding="utf-8")
+    head = text[: text.index("\n\n")] if "\nseed:" not in text else text[: text.index("\nseed:")]
+    for word in (f"jepa train {name} data.path=", "hardware:", "hours:", "score:"):
+        assert word in head, f"the opening comment lacks {word!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_builds_at_real_size(name: str) -> None:
+    settings = config.load(name)
+    assert settings.name == name and settings.data.path == "", "data.path is the user's to give"
+    with torch.device("meta"):
+        method = base.create(settings.method, settings.data.image_size)
+    assert method.sampler(settings.seed) is not None, "the masks fit the token grid"
+    if name in ENCODERS:
+        width, depth, patch = ENCODERS[name]
+        expected = 3 * patch * patch * width + width + depth * (12 * width**2 + 13 * width) + 2 * width
+        for encoder in method.encoders().values():
+            assert sum(p.numel() for p in encoder.parameters()) == expected
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_it_has_the_official_settings(name: str) -> None:
+    """Values of the official in1k_vith14_ep300 configuration; epochs and predictor depth as in the paper."""
+    settings = config.load(name)
+    epochs, depth = OFFICIAL[name]
+    optim, train_, data = settings.optim, settings.train, settings.data
+    assert (train_.batch, train_.duration.epochs, train_.precision) == (2048, epochs, "bf16")
+    assert (optim.lr, optim.start_lr, optim.final_lr, optim.warmup.epochs) == (1e-3, 2e-4, 1e-6, 40)
+    assert (optim.weight_decay, optim.final_weight_decay, optim.schedule_scale) == (0.04, 0.4, 1.0)
+    assert (data.image_size, data.crop_scale, data.hflip) == ((224, 224), (0.3, 1.0), 0.0)
+    _, method = base.resolve(settings.method)
+    assert method.ema == (0.996, 1.0) and method.loss == "smooth_l1"
+    assert (method.predictor.depth, method.predictor.width) == (depth, 384)
+    masks = method.masks
+    assert (masks.targets, masks.contexts, masks.min_keep, masks.allow_overlap) == (4, 1, 10, False)
+    assert (masks.target_scale, masks.target_ratio, masks.context_scale) == ((0.15, 0.2), (0.75, 1.5), (0.85, 1.0))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("digits") / "data"
+    small = ["source.samples={train: 64, val: 16, test: 16}", "shards.max_samples=32"]
+    build("digits", out, overrides=small, progress=False)
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_takes_a_step_under_debug(name: str, digits: Path, tmp_path: Path) -> None:
+    settings = config.load(name, [f"data.path={digits}"], overlays=["debug"])
+    train(settings, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
+    assert (tmp_path / "run" / "checkpoints" / "step-2" / "COMPLETE").is_file()
