@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ class Config:
     fragment: tuple[int, int] = (3, 5)  # smallest and largest side of a fragment, in pixels of the 8 x 8 original
     contrast: float = 0.35  # least difference in brightness (0 to 1) between digit and background
     clutter_contrast: float = 0.25  # the same for fragments
+    ink: Literal["light", "dark", "both"] = "light"  # digit and fragments against the background; both: each by chance
     gradient: float = 0.2  # how far the background's colour drifts across the picture (0 to 1)
     samples: dict[str, int] = field(default_factory=lambda: {"train": 12000, "val": 2000, "test": 3000})
     originals: dict[str, float] = field(default_factory=lambda: {"train": 0.6, "val": 0.15, "test": 0.25})
@@ -116,12 +118,12 @@ class Maker:
         side = c.digit[0] + int(u[1] * (c.digit[1] - c.digit[0] + 1))
         top, left = (int(v * (c.size - side + 1)) for v in u[2:4])
 
-        background = _colour(u[4:7])
+        background = _background(u[4:7], c)
         canvas = background + c.gradient * _drift(u[7:11], c.size)[..., None] * _signs(u[11:14])
         for numbers in u[_FIXED:].reshape(c.clutter, _PER_FRAGMENT):
             self._add_fragment(canvas, background, ids, original, numbers)
         ink = _enlarge(self._originals[0][original], side, side)
-        _blend(canvas, ink, top, left, _contrasting(u[14:17], background, c.contrast))
+        _blend(canvas, ink, top, left, _contrasting(u[14:17], background, c.contrast, c.ink))
 
         pixels = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
         centre = ((left + side / 2) / c.size, (top + side / 2) / c.size, side / c.size)
@@ -140,7 +142,7 @@ class Maker:
         side = max(1, round(cut * scale))
         ink = _enlarge(self._originals[0][other][row : row + cut, column : column + cut], side, side)
         top, left = (int(v * (c.size + side)) - side for v in u[5:7])  # may reach over the edge
-        _blend(canvas, ink, top, left, _contrasting(u[7:10], background, c.clutter_contrast))
+        _blend(canvas, ink, top, left, _contrasting(u[7:10], background, c.clutter_contrast, c.ink))
 
 
 def _enlarge(ink: Float, height: int, width: int) -> Float:
@@ -160,9 +162,12 @@ def _blend(canvas: Float, ink: Float, top: int, left: int, colour: Float) -> Non
     region += alpha * (colour - region)
 
 
-def _colour(u: Float) -> Float:
-    """A background colour, neither black nor white, so that ink may be darker or lighter."""
-    return 0.15 + 0.7 * u
+def _background(u: Float, config: Config) -> Float:
+    """A background colour that leaves room for ink of the wanted kind."""
+    if config.ink == "both":
+        return 0.15 + 0.7 * u
+    dark = 0.05 + (0.9 - config.contrast) * u
+    return dark if config.ink == "light" else 1.0 - dark
 
 
 def _signs(u: Float) -> Float:
@@ -177,12 +182,16 @@ def _drift(u: Float, size: int) -> Float:
     return edge.T @ corner @ edge
 
 
-def _contrasting(u: Float, background: Float, contrast: float) -> Float:
-    """A colour whose brightness differs from the background's by at least `contrast`."""
+def _contrasting(u: Float, background: Float, contrast: float, ink: str) -> Float:
+    """A colour whose brightness differs from the background's by at least `contrast`, as far as there is room."""
     luma = float(background @ _LUMA)
     darker, lighter = max(0.0, luma - contrast), max(0.0, 1.0 - luma - contrast)  # room on either side
-    place = u[0] * (darker + lighter)
-    wanted = place if place < darker else luma + contrast + (place - darker)
+    if ink == "light" or (ink == "both" and u[0] * (darker + lighter) >= darker):
+        place = u[0] if ink == "light" else (u[0] * (darker + lighter) - darker) / max(lighter, 1e-9)
+        wanted = 1.0 - (1.0 - place) * lighter
+    else:
+        place = u[0] if ink == "dark" else u[0] * (darker + lighter) / darker
+        wanted = place * darker
     hue = _signs(u[1:3]) * 0.5
     tint = np.array([hue[0], 0.0, hue[1]])
     colour = wanted + tint - tint @ _LUMA  # the tint changes the hue, not the brightness
