@@ -26,9 +26,11 @@ class Attention(nn.Module):
         """(B, N, D) to (B, N, D)."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, h, N, D / h)
+        # unbinding in place, not after a permutation: the backward then writes one (B, N, 3 D) gradient, uncopied
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, h, N, D / h)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return out
 
 
 class Mlp(nn.Module):

@@ -57,11 +57,17 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to tokens (B, N, D), row-major."""
-        # One matmul over unfolded patches: the same sums as the convolution, without its layout conversions.
+        return self.project(self.unfold(images))
+
+    def unfold(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to the pixels of each patch (B, N, C * h * w), row-major."""
         batch, channels, height, width = images.shape
         ph, pw = self.patch
         patches = images.reshape(batch, channels, height // ph, ph, width // pw, pw)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * ph * pw)
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * ph * pw)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """(B, N, C * h * w) to (B, N, D): the same sums as the convolution, without its layout conversions."""
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 

@@ -83,9 +83,11 @@ class VisionTransformer(nn.Module):
             raise ConfigError(
                 f"got images of {tuple(images.shape[-2:])} (height, width); this encoder takes {self.image_size}"
             )
-        x = self.patch_embed(images) + self.pos_embed
-        if keep is not None:
-            x = gather_tokens(x, keep)
+        patches = self.patch_embed.unfold(images)
+        if keep is None:
+            x = self.patch_embed.project(patches) + self.pos_embed
+        else:  # dropped patches are not embedded, and no gradient has to be scattered back over them
+            x = self.patch_embed.project(gather_tokens(patches, keep)) + gather_tokens(self.pos_embed, keep)
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.norm(x)
