@@ -21,7 +21,7 @@ from jepa import resources
 from jepa.errors import ConfigError
 
 T = TypeVar("T")
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in top.items():
         old = out.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _is_duration(value):
+        if isinstance(old, dict) and isinstance(value, dict) and not (_is_duration(old) and _is_duration(value)):
             out[key] = merge(old, value)
         else:
             out[key] = value

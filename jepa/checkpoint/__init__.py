@@ -13,17 +13,19 @@ Nothing here is pickled, and nothing pickled is ever loaded.
 
 from __future__ import annotations
 
-from jepa.checkpoint.encoder import Encoder, load_encoder, random_encoder
+from jepa.checkpoint.encoder import Encoder, create, load_encoder, random_encoder
 from jepa.checkpoint.folder import find, latest, problem, prune, resolve, steps
-from jepa.checkpoint.io import describe, load, read_config, read_state, save
+from jepa.checkpoint.io import describe, load_model, load_optim, read_config, read_state, save
 
 __all__ = [
     "Encoder",
+    "create",
     "describe",
     "find",
     "latest",
-    "load",
     "load_encoder",
+    "load_model",
+    "load_optim",
     "problem",
     "prune",
     "random_encoder",

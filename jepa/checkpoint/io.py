@@ -123,21 +123,13 @@ def _counts(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Put a checkpoint's weights (and optimiser state) in place, strictly, and return its state.
+def load_model(path: Path, method: nn.Module) -> None:
+    """Put a checkpoint's weights in place, strictly.
 
     Raises:
         CheckpointError: names missing, left over or of another shape (a checkpoint of another architecture); all
-            kinds are listed and nothing is loaded.
+            three are listed and nothing is loaded.
     """
-    load_model(path, method)
-    if optimizer is not None:
-        load_optim(path, method, optimizer)
-    return read_state(path)
-
-
-def load_model(path: Path, method: nn.Module) -> None:
-    """Weights only; see `load`."""
     wanted = {plain(name): value for name, value in method.state_dict().items()}
     found = _tensors(path / folder.MODEL)
     _compare(path, "model", {n: t.shape for n, t in found.items()}, {n: t.shape for n, t in wanted.items()})

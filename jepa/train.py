@@ -1,0 +1,301 @@
+"""Pretraining: one loop for every method, on a CPU, one GPU, or many under `accelerate launch`.
+
+Reads top to bottom in the order of a run: validate everything, take the run folder, build, loop, stop.
+
+Only the model passes through accelerate: it re-shards prepared loaders and steps prepared schedulers once per
+process. Batches come from sample numbers and rates from the step (see jepa.data and jepa.optim), so there is no
+loader or scheduler state, and a checkpoint holds weights, optimiser state and a few numbers.
+
+Nothing is read back from the device inside a step. Losses are summed there and read every `train.log_every` steps;
+that is when a loss that is not finite is noticed, and nothing is saved before it has been looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa import checkpoint, environment, launch, optim, rundir
+from jepa.config import Duration, RunConfig
+from jepa.data import Batch, TrainData, make_loader
+from jepa.errors import ConfigError, JepaError, TrainingError
+from jepa.interrupt import Interrupts
+from jepa.launch import HealthCheck, Plan, validate
+from jepa.nn.tokens import Normalise
+from jepa.progress import Clock, Display, Window
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    run_dir: Path
+    step: int  # optimiser steps done
+    total_steps: int
+    checkpoint: Path  # the newest one
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal, before the end."""
+        return self.step < self.total_steps
+
+
+def train(
+    config: RunConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    extend: Duration | None = None,
+    init_from: Path | str | None = None,
+    trace: bool = False,
+    monitor: Callable[..., HealthCheck] | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Train a run in the folder `out`.
+
+    Args:
+        resume: go on with the run in `out` from its newest good checkpoint; see `rundir.MAY_CHANGE`.
+        extend: go on with it to this new total length; schedules are laid out anew over that length.
+        init_from: weights of another run or checkpoint to start a new run with.
+        trace: write every sample number with its crop and mask keys to trace-rankR.jsonl.
+        monitor: makes the health check on rank 0, called as ``monitor(config, manifest, device, autocast=dtype or
+            None, run_dir=out)``; `jepa.monitor.Monitor` is one.
+        quiet: show nothing.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: found before anything is started.
+        TrainingError: the run cannot go on (loss not finite, disk full, too many bad samples).
+    """
+    out = Path(out)
+    if init_from is not None and (resume or extend is not None):
+        raise ConfigError("--init-from starts a new run, --resume and --extend go on with one: give only one of them")
+    if extend is not None:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, duration=extend))
+    plan = validate(config)
+    with rundir.lock(out) if plan.rank == 0 else contextlib.nullcontext(), Interrupts() as interrupts:
+        start = launch.begin(plan, out, resume or extend is not None, extend is not None, init_from)
+        with launch.accelerator(plan, out) as accelerator:
+            run = Run(plan, out, accelerator, launch.agree(accelerator, start), interrupts, monitor, trace, quiet)
+            with run.display:
+                return run.go()
+
+
+class Run:
+    """A run in progress. `step` counts optimiser steps done; step k (0-based) trains on g in [k B, (k + 1) B)."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        accelerator: Any,
+        start: launch.Start,
+        interrupts: Interrupts,
+        monitor: Callable[..., HealthCheck] | None = None,
+        trace: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        self.plan, self.config, self.out = plan, plan.config, out
+        self.accelerator, self.interrupts = accelerator, interrupts
+        self.device, self.main = accelerator.device, accelerator.is_main_process
+        built = launch.build(plan, accelerator, start)
+        self.method, self.wrapped, self.optimizer, state = built.method, built.wrapped, built.optimizer, built.state
+        self.normalise = Normalise(plan.config.data.mean, plan.config.data.std).to(self.device, plan.dtype)
+        self.sampler = self.method.sampler(plan.config.seed)
+        self.step = int(state.get("step", 0))
+        self.device_seconds = float(state.get("device_seconds", 0.0))
+        self.skipped = int(state.get("skipped", 0))
+        self.saved = start.checkpoint if start.resumed else None
+        self.data = TrainData(plan.config.data, plan.config.seed, run_dir=out)
+        self.window, self.clock = Window(self.device, state.get("window")), Clock()
+        self.display = Display(plan.total_steps, self.step, shown=self.main and not quiet)
+        self.health_check = None
+        if monitor is not None and self.main:
+            autocast = environment.DTYPES.get(plan.precision)
+            self.health_check = monitor(plan.config, self.data.manifest, self.device, autocast=autocast, run_dir=out)
+        for note in start.notes:
+            self.display.say(note, "yellow")
+        if self.saved is None:  # a full disk or a read-only folder shows now, not an epoch later
+            self.save()
+        if self.main:
+            rundir.write_config(out, plan.config)  # from here on there is a run in this folder
+            rundir.write_environment(out, environment.record(self.device, plan.precision, plan.world))
+        self.metrics = rundir.Lines(out / "metrics.jsonl") if self.main else None
+        self.tracer = rundir.Lines(out / f"trace-rank{plan.rank}.jsonl") if trace else None
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def go(self) -> Result:
+        """Train to the end, or until a signal asks to stop."""
+        if self.step == 0 and self.plan.monitor_every:
+            self.check_health()
+        self.clock.reset()
+        for batch in self.batches():
+            if batch.micro == 0:
+                self.begin_step()
+            self.micro_step(batch)
+            if batch.last and self.finish_step():
+                break
+        self.save()
+        assert self.saved is not None
+        result = Result(self.out, self.step, self.plan.total_steps, self.saved)
+        if result.stopped:
+            self.display.say(
+                f"Stopped by a signal after step {self.step} of {self.plan.total_steps}; everything is saved in "
+                f"{self.saved}. Go on with: jepa train {self.out} --resume"
+            )
+        return result
+
+    def batches(self) -> Iterator[Batch]:
+        plan, settings = self.plan, self.config.train
+        loader = make_loader(
+            self.data, batch=settings.batch, micro_batch=settings.micro_batch, rank=plan.rank, world=plan.world,
+            start_step=self.step, total_steps=plan.total_steps, trace=self.tracer is not None,
+        )  # fmt: skip
+        try:
+            yield from self.clock.waiting(loader)
+        except TrainingError:
+            # A scheduler that stops a job signals its decoding processes too. Weights are those of the last whole
+            # step, so they can still be saved.
+            if not (self.interrupts.requested and plan.world == 1):
+                raise
+
+    def begin_step(self) -> None:
+        """Put the step's rates in force and draw its masks."""
+        plan, step = self.plan, self.step
+        self.values = plan.schedules.at(step) | self.method.schedule(step, plan.schedule_steps)
+        optim.apply(self.optimizer, self.values)
+        # full() runs on the device; tensor(..., device=...) would copy from the host and wait for it
+        self.schedule = {k: torch.full((), v, dtype=plan.dtype, device=self.device) for k, v in self.values.items()}
+        self.masks = None
+        if self.sampler is not None:
+            # for the rank's whole share at once: a sampler that looks at its batch must not see micro-batches
+            g = self.data.order.rank_slice(step, self.config.train.batch, plan.rank, plan.world)
+            self.masks = self.sampler(step, g)
+        launch.seed_noise(self.config.seed, step, plan.rank, self.device)
+
+    def micro_step(self, batch: Batch) -> None:
+        """Forward and backward; gradients add up to those of the step's whole batch."""
+        assert batch.step == self.step, f"the loader is at step {batch.step}, the loop at {self.step}"
+        share = 1.0 / self.plan.accumulation
+        masks = self.masks.slice(batch.micro * len(batch), (batch.micro + 1) * len(batch)) if self.masks else None
+        if self.tracer is not None:
+            self.tracer.add(*rundir.trace_rows(batch, masks))
+        images = self.normalise(batch.images.to(self.device, non_blocking=True))
+        on_device = launch.to_device(masks, self.device) if masks is not None else None
+        with contextlib.nullcontext() if batch.last else self.accelerator.no_sync(self.wrapped):
+            output = self.wrapped(images, on_device, self.schedule, batch=batch)
+            self.accelerator.backward(output.loss * share)
+        self.window.add(output.metrics | {"loss": output.loss}, share)
+
+    def finish_step(self) -> bool:
+        """Optimiser step, teacher, and whatever is due after it. Returns whether to stop here."""
+        plan, settings = self.plan, self.config
+        done = self.step + 1
+        saving = plan.due(done, plan.checkpoint_every)
+        logging = saving or plan.due(done, settings.train.log_every)
+        taken, norm = optim.take_step(self.optimizer, self.accelerator.scaler, settings.optim.clip_norm, logging)
+        if taken:
+            self.method.after_step(self.values)
+        self.skipped += not taken
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step = done
+        self.window.close_step()
+        self.display.tick(done)
+        # One process looks at its flag after every step. Several must agree on the step, and do so in the exchange
+        # that a line of metrics needs anyway, so that the steps between carry no extra collective.
+        stop = self.write_line(norm) if logging and norm is not None else self.interrupts.requested and plan.world == 1
+        if plan.due(done, plan.monitor_every):
+            self.check_health()
+        if saving or stop:
+            self.save()
+        return stop
+
+    # --- what happens between steps -----------------------------------------------------------------------------
+
+    def write_line(self, norm: Tensor) -> bool:
+        """Read the sums from the device, write a line, and say whether some rank was asked to stop.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        steps = self.window.steps
+        vector = self.window.vector(norm, float(self.interrupts.requested))
+        numbers: list[float] = self.accelerator.reduce(vector, reduction="mean").tolist()
+        means, (grad_norm, stop) = self.window.means(numbers), numbers[-2:]
+        seconds, wait = self.clock.read()
+        self.device_seconds += seconds * self.plan.world
+        batch, memory = self.config.train.batch, environment.peak_memory_gib(self.device)
+        row = {"step": self.step, "g": self.step * batch, **means, **self.values, "grad_norm": grad_norm}
+        row |= {"images_per_s": steps * batch / seconds, "step_seconds": seconds / max(1, steps), "data_wait": wait}
+        row |= {"peak_memory_gib": memory, "device_seconds": self.device_seconds}
+        if self.accelerator.scaler is not None:
+            row |= {"loss_scale": self.accelerator.scaler.get_scale(), "skipped": self.skipped}
+        if self.metrics is not None:
+            self.metrics.add(row)
+            self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
+        if not math.isfinite(means["loss"]):
+            raise launch.not_finite(
+                self.saved, f"the loss became {means['loss']} between steps {self.step - steps} and {self.step}"
+            )
+        self.display.line(row)
+        return stop > 0
+
+    def check_health(self) -> None:
+        """Run the monitor on rank 0; the others wait."""
+        since = time.perf_counter()
+        if self.health_check is not None and self.metrics is not None:
+            values, warnings = self.health_check.run(self.method, self.step)
+            row = {"step": self.step, "g": self.step * self.config.train.batch, **values}
+            self.metrics.add(row | ({"warnings": warnings} if warnings else {}))
+            self.accelerator.log(values, step=self.step)
+            for warning in warnings:
+                self.display.say(f"warning: {warning}", "bold yellow")
+        self.accelerator.wait_for_everyone()
+        self.clock.pause(since)
+
+    def save(self) -> None:
+        """A checkpoint of this step, unless there is one. Every rank raises when rank 0 could not write it."""
+        if self.saved is not None and self.saved.name == f"step-{self.step}":
+            return
+        since = time.perf_counter()
+        if self.step and self.tracer is not None:
+            self.tracer.sync()
+        failure: JepaError | None = None
+        if self.main:
+            try:
+                if not launch.all_finite(self.method):
+                    raise launch.not_finite(self.saved, f"weights are not finite after step {self.step}")
+                if self.step and self.metrics is not None:
+                    self.metrics.sync()
+                checkpoint.save(
+                    self.out, self.step, self.method, self.optimizer, self.state(), self.config,
+                    keep=self.config.train.keep, keep_every=self.plan.keep_every,
+                )  # fmt: skip
+            except JepaError as error:
+                failure = error
+        failure = launch.agree(self.accelerator, failure)
+        if failure is not None:
+            raise failure
+        self.saved = self.out / "checkpoints" / f"step-{self.step}"
+        self.clock.pause(since)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights and optimiser state."""
+        scaler = self.accelerator.scaler
+        return self.plan.identity() | {
+            "g": self.step * self.config.train.batch,
+            "total_steps": self.plan.total_steps,
+            "device_seconds": self.device_seconds,
+            "skipped": self.skipped,
+            "window": self.window.state(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }

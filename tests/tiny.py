@@ -1,0 +1,37 @@
+"""The smallest run that is still a run: 64 pictures of 20 x 20, a ViT of width 32 and depth 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jepa import config
+from jepa.config import RunConfig
+
+VALUES: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 3,
+    "method": {
+        "name": "ijepa",
+        "encoder": {"patch": 4, "width": 32, "depth": 1, "heads": 2},
+        "predictor": {"width": 16, "depth": 1, "heads": 2},
+    },
+    "data": {"image_size": 20, "workers": 0, "crop_scale": [0.6, 1.0]},
+    "optim": {"lr": 1e-3, "start_lr": 1e-4, "warmup": {"steps": 3}},
+    "train": {
+        "batch": 8,
+        "duration": {"steps": 12},
+        "precision": "fp32",
+        "checkpoint_every": {"steps": 5},
+        "log_every": 1,
+        "trackers": [],
+        "threads": 1,
+    },
+    "monitor": {"every": {"steps": 4}, "samples": 8, "knn_bank": 16, "knn_k": 3},
+}
+
+
+def run_config(data: Path, *overrides: str) -> RunConfig:
+    """The tiny run on a dataset, with ``a.b=value`` overrides."""
+    values = config.override(VALUES, [f"data.path={data}", *overrides])
+    return config.build(RunConfig, values)
