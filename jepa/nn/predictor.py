@@ -66,7 +66,7 @@ class Predictor(nn.Module):
         contexts, targets = len(context_at), len(target_at)
         x = self.predictor_embed(context)
         x = x + gather_tokens(self.predictor_pos_embed, context_at).to(x.dtype)
-        _, kept, width = x.shape
+        kept = x.shape[1]
         queries = self.mask_token + gather_tokens(self.predictor_pos_embed, target_at)  # (T * B, Kt, P)
         queries = repeat_blocks(queries.to(x.dtype), targets, contexts)
         x = torch.cat([x.repeat(targets, 1, 1), queries], dim=1)  # (T * C * B, Kc + Kt, P)
