@@ -1,9 +1,10 @@
 """Recipes -> shards -> seeded global order -> decoded batches."""
 
 from jepa.data.batch import Batch, derive_accumulation
-from jepa.data.loader import Loader, TrainData, eval_batches, make_loader
+from jepa.data.loader import Loader, eval_batches, make_loader
 from jepa.data.manifest import Manifest, Split
 from jepa.data.order import Order
+from jepa.data.samples import TrainData
 
 __all__ = [
     "Batch",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import multiprocessing
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,21 +11,19 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import __version__ as pillow_version
-
 from jepa import config, keyed
-from jepa.data import encode, manifest, recipe, sources, storage
+from jepa.data import encode, manifest, recipe, reference, sources
+from jepa.data.assemble import Piece, assemble
 from jepa.data.encode import Bad, Encoded
 from jepa.data.journal import FOLDER, Entry, Journal, differences
 from jepa.data.manifest import Manifest
+from jepa.data.progress import Advance, bar
 from jepa.data.recipe import Recipe
 from jepa.data.shards import ShardWriter
-from jepa.data.sources.base import Source, share
+from jepa.data.sources.base import References, Source
 from jepa.errors import DataError
 
 _CHUNK = 32  # tasks sent to a worker at once
-Advance = Callable[[int], None]
 
 
 def build(
@@ -64,18 +59,27 @@ def build(
         raise DataError(f"{root} holds other files. Give an empty or new folder for the dataset")
 
     source = sources.open_source(kind, options)
-    _make_splits(source, wanted)
+    missing = _missing_splits(source, wanted)
+    if isinstance(source, Source):
+        _make_splits(source, wanted, missing)
     journal = Journal(root, {"recipe": resolved, "source": source.fingerprint()})
     try:
-        with _bar(source, journal, progress) as advance, _encoder(source, wanted, workers) as encoded:
-            for split in source.splits:
-                _write_split(root, split, source, wanted, journal, encoded, advance)
-        _finish(root, source, wanted, resolved, journal)
+        if isinstance(source, Source):
+            _write_shards(root, source, wanted, journal, workers, progress)
+            pieces = {split: _pieces(journal, split) for split in source.splits}
+        else:
+            reference.index_tars(root, source, journal, progress)
+            pieces = reference.carve({s: _pieces(journal, s) for s in source.tars}, missing, wanted.splits.seed)
+        assemble(root, pieces, source, wanted, resolved, [b for e in journal.entries for b in e.bad])
     except BaseException:
         journal.close(finished=False)
         raise
     journal.close(finished=True)
     return Manifest.open(root)
+
+
+def _pieces(journal: Journal, split: str) -> list[Piece]:
+    return [Piece(e, journal.arrays(e)) for e in journal.entries if e.split == split]
 
 
 def _already_built(root: Path, resolved: dict[str, Any]) -> Manifest:
@@ -89,34 +93,45 @@ def _already_built(root: Path, resolved: dict[str, Any]) -> Manifest:
     return found
 
 
-def _make_splits(source: Source, wanted: Recipe) -> None:
-    """Take the splits that the source does not give out of its train split (or out of everything), by a keyed hash."""
-    given = source.splits
-    pool = given.pop("") if "" in given else given.get("train", [])
+def _missing_splits(source: Source | References, wanted: Recipe) -> dict[str, float]:
+    """The splits that have to be made, with their shares; says so in the notes."""
+    given = source.splits if isinstance(source, Source) else source.tars
+    for name in given:
+        recipe.check_name(name or "train", "split")
     missing = {name: part for name, part in wanted.splits.fractions.items() if name not in given}
-    if missing and pool:
-        edges, chosen = np.cumsum(list(missing.values())), {name: [] for name in ("train", *missing)}  # type: ignore[var-annotated]
-        for task in pool:
-            place = int(np.searchsorted(edges, share("split", wanted.splits.seed, task), side="right"))
-            chosen[([*missing, "train"])[place]].append(task)
-        shares = ", ".join(f"{name} {part:.3g}" for name, part in missing.items())
-        source.notes.append(
-            f"the source gives no {' and no '.join(missing)} split: made from its training images by a keyed hash "
-            f"of their names (splits.seed={wanted.splits.seed}), shares {shares}"
-        )
-        given |= chosen
-    elif pool:
-        given["train"] = pool
-    for name in [name for name, tasks in given.items() if not tasks]:
-        source.notes.append(f"split {name!r} would be empty and was left out")
-        del given[name]
-    if not given:
+    if not missing or not ({"", "train"} & set(given)):
+        return {}
+    shares = ", ".join(f"{name} {part:.3g}" for name, part in missing.items())
+    source.notes.append(
+        f"the source gives no {' and no '.join(missing)} split: made from its training images by a keyed hash "
+        f"of their names (splits.seed={wanted.splits.seed}), shares {shares}"
+    )
+    return missing
+
+
+def _make_splits(source: Source, wanted: Recipe, missing: dict[str, float]) -> None:
+    """Cut the missing splits out of train (or out of everything), and mix each split's tasks."""
+    given = source.splits
+    pool = given.pop("") if "" in given else given.pop("train", [])
+    chosen: dict[str, list[Any]] = {name: [] for name in ("train", *missing)}
+    for task in pool:
+        chosen[reference.choose(source.identity(task), missing, wanted.splits.seed)].append(task)
+    source.splits = {name: tasks for name, tasks in {**chosen, **given}.items() if tasks}
+    source.notes += [f"split {name!r} would be empty and was left out" for name in missing if not chosen[name]]
+    if not source.splits:
         raise DataError("the source holds no images")
-    for name, tasks in given.items():
-        recipe.check_name(name, "split")
-        if wanted.shards.shuffle:
+    if wanted.shards.shuffle:
+        for name, tasks in source.splits.items():
             mixed = keyed.generator(f"shards.{name}", wanted.splits.seed).permutation(len(tasks))
-            given[name] = [tasks[i] for i in mixed]
+            source.splits[name] = [tasks[i] for i in mixed]
+
+
+def _write_shards(root: Path, source: Source, wanted: Recipe, journal: Journal, workers: int, progress: bool) -> None:
+    total = sum(len(tasks) for tasks in source.splits.values())
+    done = sum(journal.end(split) for split in source.splits)
+    with bar("images", total, done, progress) as advance, _encoder(source, wanted, workers) as encoded:
+        for split in source.splits:
+            _write_split(root, split, source, wanted, journal, encoded, advance)
 
 
 def _write_split(
@@ -144,11 +159,12 @@ def _write_split(
                     writer = ShardWriter(root / split / f"{wanted.name}-{split}-{number:06d}.tar", source.targets)
                 writer.add(f"{place:09d}", result)
             full = writer is not None and (
-                len(writer.part.keys) >= wanted.shards.max_samples or writer.bytes >= wanted.shards.max_bytes
+                len(writer.part.keys) >= wanted.shards.max_samples or writer.written >= wanted.shards.max_bytes
             )
             if writer is not None and (full or place + 1 == len(tasks)):
                 done, path = writer.close(), f"{split}/{writer.path.name}"
-                entry = Entry(split, path, done.size, done.sha256, len(done.part.keys), place + 1, f"{path.replace('/', '-')}.npz", bad)
+                arrays = f"{split}-{number:06d}.npz"
+                entry = Entry(split, path, done.size, done.sha256, len(done.part.keys), place + 1, arrays, bad)
                 journal.add(entry, done.part, len(source.targets))
                 writer, bad, number = None, [], number + 1
     except BaseException:
@@ -203,73 +219,3 @@ def _in_workers(pool: ProcessPoolExecutor, tasks: Sequence[Any], ahead: int) -> 
             "an encoding process was killed, most likely for want of memory. Run the same command again with fewer "
             "workers; finished shards are kept"
         ) from None
-
-
-def _finish(root: Path, source: Source, wanted: Recipe, resolved: dict[str, Any], journal: Journal) -> None:
-    """Join the shards' arrays, then write the manifest: it comes last and makes the dataset complete."""
-    content = hashlib.sha256(json.dumps([source.classes, source.targets]).encode())
-    splits: dict[str, Any] = {}
-    sizes: list[Any] = []
-    for split in source.splits:
-        entries = [e for e in journal.entries if e.split == split]
-        parts = [journal.arrays(e) for e in entries]
-        shard = np.repeat(np.arange(len(parts)), [e.samples for e in entries])
-        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        arrays = {
-            "index": np.column_stack([shard, joined["place"]]).astype(np.int64),
-            "labels": joined["labels"],
-            "originals": joined["originals"],
-            "keys": joined["keys"],
-            **{f"target-{t}": np.ascontiguousarray(joined["targets"][:, k]) for k, t in enumerate(source.targets)},
-        }
-        for name, array in arrays.items():
-            content.update(f"{split}/{name}/{array.dtype}".encode() + hashlib.sha256(array.tobytes()).digest())
-            _save(root / split / f"{name}.npy", array)
-        for entry in entries:
-            content.update(f"{entry.size}{entry.sha256}".encode())
-        sizes.append(joined["sizes"])
-        splits[split] = {
-            "samples": int(sum(e.samples for e in entries)),
-            "targets": source.targets,
-            "shards": [{"path": e.path, "size": e.size, "sha256": e.sha256, "samples": e.samples} for e in entries],
-        }
-    bad = [b for e in journal.entries for b in e.bad]
-    both = np.concatenate(sizes)
-    values = {
-        "format": manifest.FORMAT,
-        "version": manifest.VERSION,
-        "name": wanted.name,
-        "licence": wanted.licence,
-        "classes": source.classes,
-        "hash": content.hexdigest(),
-        "splits": splits,
-        "image": {"smallest": both.min(0).tolist(), "largest": both.max(0).tolist(), "pillow": pillow_version},
-        "notes": source.notes,
-        "bad": bad[:1000],
-        "bad_count": len(bad),
-        "recipe": resolved,
-    }
-    storage.write_atomic(root / manifest.FILE, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    storage.write_atomic(path, buffer.getvalue())
-
-
-@contextlib.contextmanager
-def _bar(source: Source, journal: Journal, show: bool) -> Iterator[Advance]:
-    if not show or not sys.stderr.isatty():
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        total = sum(len(tasks) for tasks in source.splits.values())
-        line = bar.add_task("", total=total, completed=sum(journal.end(s) for s in source.splits))
-        yield lambda n: bar.advance(line, n)

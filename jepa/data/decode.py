@@ -100,19 +100,19 @@ def decode(data: bytes) -> Tensor:
     if found.plain and found.format in ("jpg", "png"):
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # copied: torch wants writable memory
         try:
-            if found.format == "jpg":
-                return decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-            return decode_png(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+            read = decode_jpeg if found.format == "jpg" else decode_png
+            image: Tensor = read(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+            return image
         except RuntimeError:
             pass  # rare flavours; the other decoder knows more of them and gives better messages
     return _decode_pil(data, found.format)
 
 
 def _decode_pil(data: bytes, format: str) -> Tensor:
-    with _open(data, format) as image:
+    with _open(data, format) as file:
         try:
-            image.load()
-            image = _to_rgb(ImageOps.exif_transpose(image))
+            file.load()
+            image = _to_rgb(ImageOps.exif_transpose(file))
         except Exception as error:  # decoders fail on hostile bytes in every way there is
             raise DataError(f"the {format} image cannot be decoded: {error or type(error).__name__}") from None
         pixels = np.array(image)

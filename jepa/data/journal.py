@@ -142,5 +142,7 @@ def _lock(path: Path) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise DataError(f"another build is writing to {path.parent.parent}. Wait for it, or choose another folder") from None
+        raise DataError(
+            f"another build is writing to {path.parent.parent}. Wait for it, or choose another folder"
+        ) from None
     return file

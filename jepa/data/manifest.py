@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -70,26 +70,26 @@ class Split:
     @cached_property
     def index(self) -> Int64:
         """(n, 4): shard, byte offset, length, extension number."""
-        return self._array("index", np.dtype(np.int64), (self._samples, 4))
+        return cast(Int64, self._array("index", "int64", (self._samples, 4)))
 
     @cached_property
     def labels(self) -> Int64:
         """(n,) class numbers, -1 where there is none."""
-        return self._array("labels", np.dtype(np.int64), (self._samples,))
+        return cast(Int64, self._array("labels", "int64", (self._samples,)))
 
     @cached_property
     def originals(self) -> Int64:
         """(n,) numbers of the original images; samples made from the same original share one."""
-        return self._array("originals", np.dtype(np.int64), (self._samples,))
+        return cast(Int64, self._array("originals", "int64", (self._samples,)))
 
     @cached_property
     def targets(self) -> dict[str, Float32]:
         """Continuous targets by name, each (n,)."""
-        return {t: self._array(f"target-{t}", np.dtype(np.float32), (self._samples,)) for t in self.target_names}
+        return {t: self._array(f"target-{t}", "float32", (self._samples,)) for t in self.target_names}
 
     @cached_property
     def _keys(self) -> npt.NDArray[np.bytes_]:
-        return self._array("keys", None, (self._samples,))  # type: ignore[no-any-return]
+        return cast(npt.NDArray[np.bytes_], self._array("keys", "bytes", (self._samples,)))
 
     def key(self, i: int) -> str:
         """The webdataset key of sample i."""
@@ -133,17 +133,15 @@ class Split:
                 f"{'; '.join(wrong[:3])}{more}. Restore them, or build the dataset again"
             )
 
-    def _array(self, name: str, dtype: np.dtype[Any] | None, shape: tuple[int, ...]) -> Any:
+    def _array(self, name: str, kind: str, shape: tuple[int, ...]) -> Any:
         path = self.root / self.name / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r" if self._samples else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"cannot read {path}: {error}. Build the dataset again") from None
-        right_type = array.dtype.kind == "S" if dtype is None else array.dtype == dtype
-        if array.shape != shape or not right_type:
-            raise DataError(
-                f"{path} holds {array.dtype}{array.shape}, expected {dtype or 'bytes'}{shape}. Build the dataset again"
-            )
+        right_kind = array.dtype.kind == "S" if kind == "bytes" else array.dtype == kind
+        if array.shape != shape or not right_kind:
+            raise DataError(f"{path} holds {array.dtype}{array.shape}, expected {kind}{shape}. Build the dataset again")
         return array
 
 

@@ -35,9 +35,7 @@ class Order:
             DataError: no samples at all.
         """
         if shuffle_shards < 1 or lanes < 1:
-            raise ConfigError(
-                f"data.shuffle_shards={shuffle_shards}, data.lanes={lanes}: both must be at least 1"
-            )
+            raise ConfigError(f"data.shuffle_shards={shuffle_shards}, data.lanes={lanes}: both must be at least 1")
         self.seed, self.shuffle_shards = seed, shuffle_shards
         self.sizes: Int64 = np.asarray(shard_sizes, dtype=np.int64)
         self.size = int(self.sizes.sum())  # N

@@ -66,7 +66,7 @@ class Quarantine:
             last = f"The last: {found[-1].place}: {found[-1].reason}. " if found else ""
             raise TrainingError(
                 f"{self.bad} of {self.samples} samples could not be read, more than data.max_bad={self.max_bad:g} "
-                f"allows. {last}{where}Repair the dataset (build it again with image.verify=true), or raise data.max_bad"
+                f"allows. {last}{where}Repair the dataset (build it with image.verify=true), or raise data.max_bad"
             )
 
     def _append(self, new: list[Bad]) -> None:
@@ -82,7 +82,9 @@ class Quarantine:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise TrainingError(f"cannot write {self.path}: {error.strerror or error}. Free some space and resume") from None
+            raise TrainingError(
+                f"cannot write {self.path}: {error.strerror or error}. Free some space and resume"
+            ) from None
 
     @staticmethod
     def _ends_with_newline(file: Any) -> bool:

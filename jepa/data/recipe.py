@@ -78,7 +78,9 @@ def check_name(name: str, what: str) -> None:
         ConfigError: anything but letters, digits, dot, dash and underscore.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"{what} name {name!r}: use letters, digits, '.', '-' and '_', starting with one of the first")
+        raise ConfigError(
+            f"{what} name {name!r}: use letters, digits, '.', '-' and '_', starting with one of the first"
+        )
 
 
 def load(name: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -80,14 +80,18 @@ class ShardWriter:
         part.originals.append(sample.original)
         part.targets.append(sample.targets)
         part.sizes.append((encoded.height, encoded.width))
-        facts = {"source": sample.source, "original": sample.original, **dict(zip(self.targets, sample.targets, strict=True))}
+        facts = {
+            "source": sample.source,
+            "original": sample.original,
+            **dict(zip(self.targets, sample.targets, strict=True)),
+        }
         if sample.label >= 0:
             facts["label"] = sample.label
             self._member(f"{key}.cls", str(sample.label).encode())
         self._member(f"{key}.json", json.dumps(facts, sort_keys=True).encode())
 
     @property
-    def bytes(self) -> int:
+    def written(self) -> int:
         """Bytes written so far."""
         return self._tar.offset
 

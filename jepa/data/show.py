@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jepa.data import augment, decode, storage
-from jepa.data.manifest import EXTENSIONS, EXTENSION, LENGTH, Manifest, Split
+from jepa.data.manifest import EXTENSION, EXTENSIONS, LENGTH, Manifest, Split
 from jepa.errors import DataError
 
 _SHOWN_CLASSES = 12
@@ -48,7 +48,9 @@ def show(folder: str | Path, out: str | Path | None = None, *, split: str | None
         picture.parent.mkdir(parents=True, exist_ok=True)
         storage.write_atomic(picture, _png(sheet))
     except OSError as error:
-        raise DataError(f"cannot write {picture}: {error.strerror or error}. Name another file with --picture") from None
+        raise DataError(
+            f"cannot write {picture}: {error.strerror or error}. Name another file with --picture"
+        ) from None
     counts = {k: _class_counts(v, found.classes) for k, v in found.splits.items()}
     return Summary(_text(found, counts, name, picture, unreadable), picture, counts)
 
@@ -61,9 +63,7 @@ def _class_counts(split: Split, classes: list[str]) -> dict[str, int]:
     }
 
 
-def _text(
-    found: Manifest, counts: dict[str, dict[str, int]], shown: str, picture: Path, unreadable: list[str]
-) -> str:
+def _text(found: Manifest, counts: dict[str, dict[str, int]], shown: str, picture: Path, unreadable: list[str]) -> str:
     lines = [f"{found.name}  ({found.root})", f"licence  {found.licence}", f"content  {found.hash[:16]}"]
     smallest, largest = found.image.get("smallest"), found.image.get("largest")
     if smallest and largest and max(largest) > 0:

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from jepa import config
-from jepa.data.sources.base import Source
+from jepa.data.sources.base import References, Source
 from jepa.errors import ConfigError
 
 KINDS = ("digits", "folder", "idx", "webdataset")
@@ -25,10 +25,10 @@ def configure(values: dict[str, Any]) -> tuple[str, Any]:
     return kind, config.build(importlib.import_module(f"jepa.data.sources.{kind}").Config, options, "source")
 
 
-def open_source(kind: str, options: Any) -> Source:
+def open_source(kind: str, options: Any) -> Source | References:
     """Open a configured source. Raises DataError when there is nothing to read."""
-    source: Source = importlib.import_module(f"jepa.data.sources.{kind}").open_source(options)
+    source: Source | References = importlib.import_module(f"jepa.data.sources.{kind}").open_source(options)
     return source
 
 
-__all__ = ["KINDS", "Source", "configure", "open_source"]
+__all__ = ["KINDS", "References", "Source", "configure", "open_source"]

@@ -7,8 +7,9 @@ process, in any order, and again after an interruption, always with the same byt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +30,7 @@ class Sample:
 class Maker(Protocol):
     """Makes samples; sent once to every worker process."""
 
-    def __call__(self, task: Any) -> Sample:
+    def __call__(self, task: Any, /) -> Sample:
         """The sample of a task. Raises DataError when the source image cannot be used."""
         ...
 
@@ -43,6 +44,8 @@ class Source:
     classes: list[str]
     targets: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was decided without being told
+    unusable: list[tuple[str, str]] = field(default_factory=list)  # found while listing: source and reason
+    identity: Callable[[Any], str] = str  # a task's name, which decides its split
 
     def fingerprint(self) -> str:
         """Changes when the list of tasks changes."""
@@ -53,6 +56,45 @@ class Source:
                 for task in tasks:
                     digest.update(repr(task).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """One sample in a tar that is read in place."""
+
+    key: str
+    offset: int  # of the image, in bytes
+    length: int
+    extension: int  # position in manifest.EXTENSIONS
+    label: int
+    original: int
+    targets: tuple[float, ...]
+    size: tuple[int, int]  # height, width; (0, 0): not known
+    name: str  # tar and key
+
+
+class TarIndexer(Protocol):
+    """Lists the samples of a tar; (source, reason) for one that cannot be used."""
+
+    def __call__(self, path: Path, /) -> Iterator[TarSample | tuple[str, str]]:
+        """Raises DataError when the tar cannot be used at all."""
+        ...
+
+
+@dataclass
+class References:
+    """Tars that stay where they are."""
+
+    tars: dict[str, list[Path]]  # by split; a single "" entry: not split yet
+    index: TarIndexer
+    classes: list[str] | None  # None: the label numbers
+    targets: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """Changes when a tar is added, removed, or has another size."""
+        listed = [(split, str(p), p.stat().st_size) for split, paths in self.tars.items() for p in paths]
+        return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
 def hashed(*key: Any) -> int:

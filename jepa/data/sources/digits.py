@@ -79,7 +79,7 @@ def open_source(config: Config) -> Source:
 
 def load_originals() -> tuple[Float, npt.NDArray[np.int64]]:
     """All originals: ink (1797, 8, 8) between 0 and 1, and their classes (1797,)."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     found = load_digits()
     return found.images / 16.0, found.target.astype(np.int64)
@@ -178,8 +178,9 @@ def _drift(u: Float, size: int) -> Float:
     """A smooth slope (H, W) with values between -1 and 1: bilinear between four random corners."""
     corner = _signs(u).reshape(2, 2)
     t = (np.arange(size) + 0.5) / size
-    edge = np.stack([1 - t, t])
-    return edge.T @ corner @ edge
+    edge: Float = np.stack([1 - t, t])
+    slope: Float = edge.T @ corner @ edge
+    return slope
 
 
 def _contrasting(u: Float, background: Float, contrast: float, ink: str) -> Float:
@@ -201,5 +202,5 @@ def _contrasting(u: Float, background: Float, contrast: float, ink: str) -> Floa
         spread = np.abs(colour - wanted)
         room = np.where(colour > wanted, 1.0 - wanted, wanted)
         fits = np.min(np.where(spread > 0, room / np.maximum(spread, 1e-12), np.inf))
-        colour = wanted + (colour - wanted) * min(1.0, fits)
-    return colour
+        colour = wanted + (colour - wanted) * min(1.0, float(fits))
+    return np.asarray(colour)

@@ -1,0 +1,108 @@
+"""The last step of a build: join the shards' arrays and write the manifest, which makes the dataset complete."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import __version__ as pillow_version
+
+from jepa.data import manifest, storage
+from jepa.data.journal import Entry
+from jepa.data.recipe import Recipe
+from jepa.data.sources.base import References, Source
+
+_BAD_LISTED = 1000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The samples of one split in one shard."""
+
+    entry: Entry
+    arrays: dict[str, npt.NDArray[Any]]
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Piece:
+        """Some of the samples."""
+        arrays = {name: array[chosen] for name, array in self.arrays.items()}
+        return Piece(replace(self.entry, samples=int(chosen.sum())), arrays)
+
+
+def assemble(
+    root: Path,
+    pieces: dict[str, list[Piece]],
+    source: Source | References,
+    wanted: Recipe,
+    resolved: dict[str, Any],
+    bad: list[dict[str, str]],
+) -> None:
+    """Write every split's arrays, then manifest.json."""
+    classes = source.classes if source.classes is not None else _numbers(pieces)
+    content = hashlib.sha256(json.dumps([classes, source.targets]).encode())
+    splits, sizes = {}, []
+    for split, parts in pieces.items():
+        joined = {name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays}
+        _write_arrays(root / split, parts, joined, source.targets, content)
+        sizes.append(joined["sizes"])
+        splits[split] = {
+            "samples": sum(p.entry.samples for p in parts),
+            "targets": source.targets,
+            "shards": [
+                {"path": e.path, "size": e.size, "sha256": e.sha256, "samples": e.samples}
+                for e in (p.entry for p in parts)
+            ],
+        }
+    if isinstance(source, Source):
+        bad = [{"source": where, "reason": why} for where, why in source.unusable] + bad
+    known = np.concatenate(sizes)
+    known = known[known.min(1) > 0]
+    extremes = {"smallest": known.min(0).tolist(), "largest": known.max(0).tolist()} if len(known) else {}
+    values = {
+        "format": manifest.FORMAT,
+        "version": manifest.VERSION,
+        "name": wanted.name,
+        "licence": wanted.licence,
+        "classes": classes,
+        "hash": content.hexdigest(),
+        "splits": splits,
+        "image": {**extremes, "pillow": pillow_version},
+        "notes": source.notes,
+        "bad": bad[:_BAD_LISTED],
+        "bad_count": len(bad),
+        "recipe": resolved,
+    }
+    storage.write_atomic(root / manifest.FILE, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _write_arrays(
+    folder: Path, parts: list[Piece], joined: dict[str, npt.NDArray[Any]], targets: list[str], content: Any
+) -> None:
+    """One .npy file per column; `content` takes in all that makes samples equal: bytes, places, labels, keys."""
+    folder.mkdir(exist_ok=True)
+    shard = np.repeat(np.arange(len(parts)), [p.entry.samples for p in parts])
+    arrays = {
+        "index": np.column_stack([shard, joined["place"]]).astype(np.int64),
+        "labels": joined["labels"],
+        "originals": joined["originals"],
+        "keys": joined["keys"],
+        **{f"target-{name}": np.ascontiguousarray(joined["targets"][:, k]) for k, name in enumerate(targets)},
+    }
+    for name, array in arrays.items():
+        content.update(f"{folder.name}/{name}/{array.dtype}".encode() + hashlib.sha256(array.tobytes()).digest())
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        storage.write_atomic(folder / f"{name}.npy", buffer.getvalue())
+    for part in parts:
+        content.update(f"{part.entry.size}/{part.entry.sha256}".encode())
+
+
+def _numbers(pieces: dict[str, list[Piece]]) -> list[str]:
+    """Class names where the source has none: the label numbers themselves."""
+    most = max((int(p.arrays["labels"].max(initial=-1)) for parts in pieces.values() for p in parts), default=-1)
+    return [str(i) for i in range(most + 1)]

@@ -1,0 +1,24 @@
+"""A progress bar on standard error, only when somebody is looking."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+Advance = Callable[[int], None]
+
+
+@contextlib.contextmanager
+def bar(unit: str, total: int, done: int, show: bool) -> Iterator[Advance]:
+    """A function that moves the bar on; it does nothing without a terminal."""
+    if not show or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        line = shown.add_task("", total=total, completed=done)
+        yield lambda count: shown.advance(line, count)

@@ -1,0 +1,167 @@
+"""One micro-batch: read, decoded and cropped, with substitutes for samples that cannot be read.
+
+Shapes: B samples, H W image height and width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from jepa import keyed
+from jepa.config import DataConfig
+from jepa.data import augment, decode
+from jepa.data.batch import Batch
+from jepa.data.manifest import Manifest
+from jepa.data.order import Order
+from jepa.data.quarantine import Bad
+from jepa.errors import ConfigError, DataError, TrainingError
+
+Int64 = npt.NDArray[np.int64]
+ATTEMPTS = 20  # substitutes tried for one slot before the dataset is taken for unreadable
+
+
+def empty_images(count: int, size: tuple[int, int]) -> Tensor:
+    """An uninitialised uint8 buffer (count, 3, H, W), stored height-width-channel as the resize writes it.
+
+    In a worker it lies in shared memory, so that handing it to the training process copies nothing.
+    """
+    shape, strides = (count, 3, *size), (3 * size[0] * size[1], 1, 3 * size[1], 3)
+    if get_worker_info() is None:
+        return torch.empty_strided(shape, strides, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * 3 * size[0] * size[1], device="cpu")  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape, strides)
+
+
+@dataclass
+class Loaded:
+    """What a worker hands over for one micro-batch; small columns stay numpy, which crosses processes cheaply."""
+
+    images: Tensor  # (B, 3, H, W) uint8
+    labels: Int64
+    g: Int64
+    index: Int64
+    bad: list[Bad] = field(default_factory=list)
+    trace: list[dict[str, Any]] | None = None
+    error: Exception | None = None  # travels as a value: the DataLoader would bury its message in a traceback
+
+    def pin_memory(self) -> Loaded:
+        """The same with the images in page-locked memory; the DataLoader calls this."""
+        return replace(self, images=self.images.pin_memory())
+
+    def batch(self) -> Batch:
+        """As a Batch, or the worker's error raised here."""
+        if self.error is not None:
+            raise self.error
+        labels, g, index = (torch.from_numpy(np.ascontiguousarray(c)) for c in (self.labels, self.g, self.index))
+        return Batch(self.images, labels, g, index, trace=self.trace)
+
+
+def failed(error: Exception) -> Loaded:
+    nothing = np.empty(0, dtype=np.int64)
+    return Loaded(torch.empty(0, dtype=torch.uint8), nothing, nothing, nothing, error=error)
+
+
+class TrainData:
+    """A split, and how its samples are ordered and cropped for training."""
+
+    def __init__(self, data: DataConfig, seed: int, *, run_dir: Path | None = None) -> None:
+        """
+        Args:
+            data: the run's data section.
+            seed: the run's seed.
+            run_dir: where quarantine.jsonl is kept; None keeps none.
+
+        Raises:
+            ConfigError: a value that cannot be used.
+            DataError: no dataset at data.path, no such split, or shards missing, truncated or replaced.
+        """
+        _validate(data)
+        self.config, self.seed, self.run_dir = data, seed, run_dir
+        self.manifest = Manifest.open(data.path)
+        self.split = self.manifest.split(data.split)
+        self.split.check()
+        self.order = Order(seed, self.split.shard_sizes, data.shuffle_shards, data.lanes)
+        self.law = augment.CropLaw(data.crop_scale, data.crop_ratio, data.hflip)
+
+    @property
+    def size(self) -> int:
+        """N, samples in an epoch."""
+        return len(self.split)
+
+    def load(self, g: Int64, known: dict[int, int] | None = None, trace: bool = False) -> Loaded:
+        """Read, decode and crop the samples g (B,); `known` substitutes (g -> index) are taken as they are."""
+        size, law = self.config.image_size, self.law
+        index = self.order(g)
+        numbers = augment.draw(self.seed, g)
+        images = empty_images(len(g), size)
+        bad: list[Bad] = []
+        boxes: list[augment.Box] = []
+        for slot, number in enumerate(g.tolist()):
+            image, index[slot] = self._sample(number, int(index[slot]), known or {}, bad)
+            part = augment.box(law, numbers[slot], image.shape[1], image.shape[2])
+            images[slot].copy_(augment.apply(image, part, size, self.config.interpolation))
+            if trace:
+                boxes.append(part)
+        rows = [self._trace(*row) for row in zip(g.tolist(), index.tolist(), boxes, strict=True)] if trace else None
+        return Loaded(images, np.asarray(self.split.labels[index]), g, index, bad, rows)
+
+    def _sample(self, g: int, index: int, known: dict[int, int], bad: list[Bad]) -> tuple[Tensor, int]:
+        """The decoded image of a slot and its index: the sample itself, or the first substitute that can be read."""
+        reason, first = "unreadable earlier in this run", known.get(g)
+        if first is None:
+            try:
+                return self._decode(index), index
+            except DataError as error:
+                reason = str(error)
+        else:
+            try:
+                image = self._decode(first)
+                bad.append(Bad(g, index, self.split.place(index), reason, 0, first))
+                return image, first
+            except DataError:
+                pass
+        for attempt in range(1, ATTEMPTS + 1):
+            other = int(keyed.uniform("substitute", self.seed, g, 1, sub=attempt)[0] * self.size)
+            try:
+                image = self._decode(other)
+            except DataError:
+                continue
+            bad.append(Bad(g, index, self.split.place(index), reason, attempt, other))
+            return image, other
+        raise TrainingError(
+            f"sample {self.split.place(index)} cannot be read ({reason}), and neither could {ATTEMPTS} others chosen "
+            f"in its place. The dataset {self.manifest.root} is damaged: build it again with image.verify=true"
+        )
+
+    def _decode(self, index: int) -> Tensor:
+        return decode.decode(self.split.read(index)[0])
+
+    def _trace(self, g: int, index: int, part: augment.Box) -> dict[str, Any]:
+        crop = [part.top, part.left, part.height, part.width]
+        return {"g": g, "index": index, "key": self.split.key(index), "crop": crop, "flip": part.flip}
+
+
+def _validate(data: DataConfig) -> None:
+    if not data.path:
+        raise ConfigError("data.path is empty: give the folder made by `jepa data build`, e.g. data.path=data/digits")
+    if min(data.image_size) < 1:
+        raise ConfigError(f"data.image_size: both sides must be at least 1, got {data.image_size}")
+    if not 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1:
+        raise ConfigError(f"data.crop_scale: need 0 < smallest <= largest <= 1, got {data.crop_scale}")
+    if not 0 < data.crop_ratio[0] <= data.crop_ratio[1]:
+        raise ConfigError(f"data.crop_ratio: need 0 < smallest <= largest, got {data.crop_ratio}")
+    for name in ("hflip", "max_bad"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise ConfigError(f"data.{name}: allowed are 0 to 1, got {getattr(data, name)}")
+    if data.workers < 0 or data.prefetch < 1:
+        raise ConfigError(
+            f"data.workers={data.workers} must be at least 0 and data.prefetch={data.prefetch} at least 1"
+        )

@@ -1,0 +1,210 @@
+"""Existing webdataset tars on local disks: indexed in place, or repacked into shards of our own."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+
+from jepa.data import decode
+from jepa.data.manifest import EXTENSIONS
+from jepa.data.sources.base import References, Sample, Source, TarSample, hashed
+from jepa.data.tarindex import Group, Tar, json_value
+from jepa.errors import ConfigError, DataError
+
+_MOST_TARS = 1_000_000
+_MOST_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which tars, and what in them is what."""
+
+    shards: str | list[str] | dict[str, str] = ""  # pattern(s) with * and {000..099}, or one for each split
+    image: str = "auto"  # extension that holds the image; auto: any that can be decoded
+    label: str = "auto"  # cls, another extension, json.KEY or none; auto: cls where there is one
+    classes: list[str] | None = None  # names of the classes, needed where labels are words
+    original: str | None = None  # json.KEY naming the original image that samples were made from
+    targets: dict[str, str] = field(default_factory=dict)  # continuous targets: name -> json.KEY
+    copy: bool = False  # repack into shards of our own instead of reading in place
+    verify: bool = False  # decode every image while indexing
+
+    def __post_init__(self) -> None:
+        if self.image != "auto" and self.image.rpartition(".")[2] not in EXTENSIONS:
+            raise ConfigError(f"image={self.image!r}: only {', '.join(EXTENSIONS)} are decoded; data is never code")
+        if self.label.lower() in ("pkl", "pickle", "pyd", "pt", "pth", "npy", "npz"):
+            raise ConfigError(f"label={self.label!r}: such files can carry code or need unpacking; use cls or json.KEY")
+        named = {"original": self.original, **{f"targets.{k}": v for k, v in self.targets.items()}}
+        for where, value in named.items():
+            if value is not None and not re.fullmatch(r"json\..+", value):
+                raise ConfigError(f"{where}={value!r}: write json.KEY")
+        if any(not re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in self.targets):
+            raise ConfigError(f"targets: names are letters, digits, - and _, got {', '.join(self.targets)}")
+
+
+def open_source(config: Config) -> Source | References:
+    """The tars in place, or with `copy` a source that repacks their samples.
+
+    Raises:
+        ConfigError: no pattern, or one that is not a local path.
+        DataError: a pattern that matches nothing; with `copy` also a compressed or foreign file.
+    """
+    if not config.shards:
+        raise ConfigError("source.shards is empty: give a pattern, e.g. 'source.shards=/data/train-{000..099}.tar'")
+    patterns = config.shards if isinstance(config.shards, dict) else {"": config.shards}
+    tars = {split: expand(given) for split, given in patterns.items()}
+    targets = list(config.targets)
+    if not config.copy:
+        return References(tars, Indexer(config), config.classes, targets)
+    return _repacked(config, tars, targets)
+
+
+def expand(given: str | list[str]) -> list[Path]:
+    """The tars that patterns name: braces are expanded, then wildcards; each tar once, sorted within a pattern."""
+    found: dict[Path, None] = {}
+    for pattern in [given] if isinstance(given, str) else given:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", pattern) or "::" in pattern:
+            raise ConfigError(
+                f"source.shards={pattern!r}: only files on local disks are read, no pipes and no URLs. "
+                "Fetch the tars first, then give their path"
+            )
+        try:
+            names = list(itertools.islice(braceexpand.braceexpand(pattern), _MOST_TARS + 1))
+        except ValueError as error:
+            raise ConfigError(f"source.shards={pattern!r}: {error}") from None
+        if len(names) > _MOST_TARS:
+            raise ConfigError(f"source.shards={pattern!r} names more than {_MOST_TARS} files")
+        for name in names:
+            path = Path(name).expanduser()
+            matches = [path] if path.exists() else [Path(m) for m in sorted(glob.glob(str(path)))]  # noqa: PTH207
+            if not matches:
+                raise DataError(f"source.shards={pattern!r}: there is no {name}")
+            found |= dict.fromkeys(matches)
+    return list(found)
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Turns a tar into the places and labels of its samples."""
+
+    config: Config
+
+    def __call__(self, path: Path) -> Iterator[TarSample | tuple[str, str]]:
+        """The samples of a tar; for one that cannot be used, its name and why.
+
+        Raises:
+            DataError: compressed, unreadable, or not a tar.
+        """
+        tar = Tar(path)
+        try:
+            for group in tar.groups():
+                try:
+                    yield self._sample(tar, group)
+                except DataError as error:
+                    yield f"{path.name}/{group.key}", str(error)
+            if tar.broken is not None:
+                yield str(path), tar.broken
+        finally:
+            tar.close()
+
+    def _sample(self, tar: Tar, group: Group) -> TarSample:
+        extension = self._image_extension(group)
+        offset, length = group.files[extension]
+        if length == 0:
+            raise DataError("the image is empty (0 bytes)")
+        height = width = 0
+        if self.config.verify:
+            _, height, width = decode.decode(tar.read((offset, length))).shape
+        name = f"{tar.path.name}/{group.key}"
+        original = name if self.config.original is None else str(self._field(tar, group, self.config.original))
+        targets = tuple(_number(self._field(tar, group, k), n) for n, k in self.config.targets.items())
+        kind = EXTENSIONS.index(extension.rpartition(".")[2])
+        label = self._label(tar, group)
+        return TarSample(
+            group.key, offset, length, kind, label, hashed("original", original), targets, (height, width), name
+        )
+
+    def _image_extension(self, group: Group) -> str:
+        if self.config.image != "auto":
+            if self.config.image not in group.files:
+                raise DataError(f"no .{self.config.image} file; there are {', '.join(group.files)}")
+            return self.config.image
+        for extension in group.files:
+            if extension.rpartition(".")[2] in EXTENSIONS:
+                return extension
+        raise DataError(f"no image that is decoded ({', '.join(EXTENSIONS)}); there are {', '.join(group.files)}")
+
+    def _label(self, tar: Tar, group: Group) -> int:
+        wanted = self.config.label
+        if wanted == "none" or (wanted == "auto" and "cls" not in group.files):
+            return -1
+        value = self._field(tar, group, "cls" if wanted == "auto" else wanted)
+        classes = self.config.classes
+        if isinstance(value, str) and classes is not None and value.strip() in classes:
+            return classes.index(value.strip())
+        try:
+            number = int(value)
+            if number != value and not isinstance(value, str):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            shown = str(value)[:40]
+            raise DataError(f"label {shown!r} is not a number; list the names under source.classes") from None
+        most = len(classes) if classes is not None else _MOST_CLASSES
+        if number >= most:
+            raise DataError(f"label {number} is too large: there are {most} classes")
+        return max(number, -1)
+
+    def _field(self, tar: Tar, group: Group, where: str) -> Any:
+        extension, dot, key = where.partition(".") if where.startswith("json.") else (where, "", "")
+        if extension not in group.files:
+            raise DataError(f"no .{extension} file; there are {', '.join(group.files)}")
+        text = tar.text(group.files[extension])
+        return json_value(text, key) if dot else text.strip()
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"target {name!r} is {value!r}, not a finite number")
+    return float(value)
+
+
+def _repacked(config: Config, tars: dict[str, list[Path]], targets: list[str]) -> Source:
+    tasks: dict[str, list[Any]] = {}
+    bad: list[tuple[str, str]] = []
+    most = -1
+    for split, paths in tars.items():
+        tasks[split] = []
+        for path in paths:
+            for found in Indexer(config)(path):
+                if isinstance(found, TarSample):
+                    most = max(most, found.label)
+                    tasks[split].append((str(path), found))
+                else:
+                    bad.append(found)
+    classes = config.classes if config.classes is not None else [str(i) for i in range(most + 1)]
+    return Source(dict(tasks), Repacker(), classes, targets, unusable=bad, identity=_task_name)
+
+
+def _task_name(task: tuple[str, TarSample]) -> str:
+    return task[1].name
+
+
+class Repacker:
+    """Reads single images out of tars."""
+
+    def __call__(self, task: tuple[str, TarSample]) -> Sample:
+        path, found = task
+        try:
+            with Path(path).open("rb") as file:
+                file.seek(found.offset)
+                data = file.read(found.length)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        return Sample(data, found.label, found.original, found.name, found.targets)
