@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "making $(VENV) with $$($(PYTHON) --version)"; \
 		rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@echo "installing (the first time this takes minutes: torch is large)"
-	@$(RUN) pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(RUN) pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: install ## the whole job on 2 CPU cores: data, pretraining, probe, report (about 10 minutes)
