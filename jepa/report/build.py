@@ -1,0 +1,95 @@
+"""From run folders to one HTML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jepa.errors import ConfigError
+from jepa.report import gallery, numbers, record, verdict
+from jepa.report.markup import html, join
+from jepa.report.page import render
+from jepa.report.read import open_run, open_runs
+
+
+def build_report(runs: Sequence[Path | str], out: Path | str | None = None, device: str = "cpu") -> Path:
+    """Write the report of one or more runs as one HTML file that needs nothing else, not even a network.
+
+    Args:
+        runs: run folders. Several are drawn over each other; those that differ only in seed are averaged.
+        out: file to write. Default: report.html in the run's folder, or beside the first of several runs.
+        device: where the encoder runs for feature maps and neighbours ("cpu", "cuda", "mps").
+
+    Returns:
+        The file written.
+
+    Raises:
+        ConfigError: not a run folder, or a file that cannot be written.
+    """
+    opened = open_runs(runs)
+    target = Path(out) if out is not None else _default(opened[0].path, len(opened))
+    sections = [
+        numbers.probes(opened),
+        numbers.curves(opened),
+        numbers.health(opened),
+        *gallery.sections(opened, device),
+        numbers.speed(opened),
+        record.cost(opened),
+        record.warnings(opened),
+        record.hardware(opened),
+        record.config(opened),
+        record.reproduce(opened, device),
+    ]
+    title = opened[0].name if len(opened) == 1 else f"{len(opened)} runs"
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    footer = html(
+        "Made by <code>jepa report</code> from {names} on {made}. Everything is in this one file.",
+        names=", ".join(run.name for run in opened), made=made,
+    )  # fmt: skip
+    page = render(f"{title} · JEPA report", join([numbers.header(opened), record.about()]), sections, footer)
+    return _write(target, page)
+
+
+def summary(run: Path | str) -> dict[str, Any]:
+    """Every headline figure of one run as plain JSON values: steps, curves' ends, health, probes, cost.
+
+    Raises:
+        ConfigError: not a run folder.
+    """
+    return verdict.summary(open_run(run))
+
+
+def summaries(runs: Sequence[Path | str]) -> dict[str, Any]:
+    """`summary` of every run, and mean, standard deviation and range over those that differ only in seed.
+
+    Raises:
+        ConfigError: no run, or a path that is not a run folder.
+    """
+    opened = open_runs(runs)
+    groups = verdict.same_but_seed(opened)
+    return {
+        "runs": [verdict.summary(run) for run in opened],
+        "over_seeds": [{"runs": [r.name for r in g], "seeds": [r.config.seed for r in g], "rows": verdict.over_seeds(g)}
+                       for g in groups],
+    }  # fmt: skip
+
+
+def _default(run: Path, runs: int) -> Path:
+    return run / "report.html" if runs == 1 else run.parent / "report.html"
+
+
+def _write(path: Path, text: str) -> Path:
+    """Whole or not at all: a reader never sees half a page."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise ConfigError(f"cannot write the report to {path}: {reason}. Give another file with --out") from None
+    return path

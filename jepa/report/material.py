@@ -1,0 +1,179 @@
+"""Tensors for the pictures: crops with their masks, tokens, pooled features. The only part that runs the encoder.
+
+Shapes: n images, H W pixels, h w token grid, N = h * w tokens, K kept tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jepa import checkpoint, keyed
+from jepa.checkpoint import Encoder
+from jepa.data import Manifest, Split, TrainData, eval_batches
+from jepa.errors import ConfigError
+from jepa.masks import Masks
+from jepa.methods import base
+from jepa.report.read import Run
+
+Int64 = npt.NDArray[np.int64]
+FITTED = 64  # images that the principal components are fitted to
+BANK = 1024  # train images that neighbours are looked for in
+_BUDGET = {"cpu": 2e13}  # floating-point operations for pictures: about a minute on two slow cores
+_BUDGET_ELSEWHERE = 2e15
+
+
+@dataclass
+class Crops:
+    """The first samples of a run: crops (n, 3, H, W) uint8, their masks, the token grid, sample numbers."""
+
+    images: Tensor
+    masks: Masks
+    grid: tuple[int, int]
+    g: Int64
+
+
+@dataclass
+class Features:
+    """Tokens (n, N, D) of the same held-out images by the trained encoder and by a random one."""
+
+    images: Tensor  # (n, 3, H, W) uint8
+    split: str
+    grid: tuple[int, int]
+    trained: Tensor
+    untrained: Tensor
+
+
+@dataclass
+class Pools:
+    """Pooled features (n, D) of queries and of the bank they are compared with."""
+
+    query_images: Tensor  # (m, 3, H, W) uint8
+    query_labels: Int64  # (m,), -1: none
+    queries: Tensor
+    bank: Tensor
+    bank_index: Int64  # (n,) places in the training split
+    bank_labels: Int64
+    split: str  # where the queries come from
+
+
+def manifest(run: Run) -> Manifest:
+    """The run's data set.
+
+    Raises:
+        ConfigError: the configuration names none. DataError: it is not there (any more).
+    """
+    if not run.config.data.path:
+        raise ConfigError("the configuration names no data set (data.path)")
+    return Manifest.open(run.config.data.path)
+
+
+def crops(run: Run, count: int) -> Crops | None:
+    """The first `count` samples of step 0 as they were cropped, with the masks they got; None without masks.
+
+    Built from the run's seed alone: no checkpoint is needed. The mask sampler gets the whole share of the
+    first process, as in training, because reference masks depend on it.
+    """
+    data = run.config.data
+    with torch.device("meta"):  # only the sampler is wanted, not the weights
+        method = base.create(run.config.method, data.image_size)
+    sampler = method.sampler(run.config.seed)
+    if sampler is None:
+        return None
+    source = TrainData(data, run.config.seed)
+    processes = run.environment.get("processes")
+    g = source.order.rank_slice(0, run.config.train.batch, 0, processes if isinstance(processes, int) else 1)
+    masks = sampler(0, g).slice(0, min(count, len(g)))
+    g = g[:count]
+    return Crops(source.load(g).images.contiguous(), masks, token_grid(method), g)
+
+
+def token_grid(method: base.Method) -> tuple[int, int]:
+    """Rows and columns of a method's tokens.
+
+    Raises:
+        ConfigError: a method from outside whose encoder does not say (attribute `grid`).
+    """
+    for module in [*method.encoders().values(), method]:
+        grid = getattr(module, "grid", None)
+        if isinstance(grid, tuple) and len(grid) == 2:
+            return int(grid[0]), int(grid[1])
+    raise ConfigError("this method's encoder does not say how its tokens lie in the image (attribute `grid`)")
+
+
+def encoders(run: Run, device: str) -> tuple[Encoder, Encoder]:
+    """The run's exported encoder at its newest checkpoint, and the same architecture with random weights."""
+    trained = checkpoint.load_encoder(run.path, device)
+    untrained = checkpoint.random_encoder(run.config, run.config.seed).to(device)
+    return trained, untrained
+
+
+def features(run: Run, data: Manifest, pair: tuple[Encoder, Encoder], device: str) -> Features:
+    """Tokens of evenly spread held-out images by both encoders."""
+    split = held_out(run, data)
+    count = min(FITTED, len(split), _affordable(pair[0], device))
+    index = spread(len(split), count, run)
+    batches = [b.images for b in eval_batches(split, pair[0].image_size, 16, index)]
+    tokens = [torch.cat([e(images.to(device)).float().cpu() for images in batches]) for e in pair]
+    grid = getattr(pair[0].encoder, "grid", None)
+    if not isinstance(grid, tuple) or grid[0] * grid[1] != tokens[0].shape[1]:
+        raise ConfigError("this method's encoder does not say how its tokens lie in the image (attribute `grid`)")
+    return Features(torch.cat(batches), split.name, grid, tokens[0], tokens[1])
+
+
+def pools(run: Run, data: Manifest, encoder: Encoder, device: str, queries: int) -> Pools:
+    """Pooled features of `queries` held-out images, one per class in turn, and of a sample of the training split."""
+    split, train = held_out(run, data), data.split(run.config.data.split)
+    asked = one_per_class(split, queries, run)
+    bank = spread(len(train), min(BANK, len(train), _affordable(encoder, device)), run)
+    if split is train:
+        bank = np.setdiff1d(bank, asked)
+    images = torch.cat([b.images for b in eval_batches(split, encoder.image_size, 16, asked)])
+    return Pools(
+        images, np.asarray(split.labels)[asked], encoder.pool(images.to(device)).float().cpu(),
+        torch.cat([encoder.pool(b.images.to(device)).float().cpu()
+                   for b in eval_batches(train, encoder.image_size, 64, bank)]),
+        bank, np.asarray(train.labels)[bank], split.name,
+    )  # fmt: skip
+
+
+def pictures(data: Manifest, split: str, index: Int64, size: tuple[int, int]) -> Tensor:
+    """Images (n, 3, H, W) uint8 at places `index` of a split, in that order."""
+    return torch.cat([b.images for b in eval_batches(data.split(split), size, 32, index)])
+
+
+def held_out(run: Run, data: Manifest) -> Split:
+    """Images the encoder was not trained on, where there are any: test, then val, then what there is."""
+    for name in ("test", run.config.monitor.split or "val", "val"):
+        if name in data.splits and len(data.splits[name]):
+            return data.splits[name]
+    return data.split(run.config.data.split)
+
+
+def spread(size: int, count: int, run: Run) -> Int64:
+    """`count` places out of `size`, drawn by the seed and sorted: not chosen by hand."""
+    drawn = keyed.generator("report", run.config.seed, size).permutation(size)[:count]
+    return np.sort(drawn).astype(np.int64)
+
+
+def one_per_class(split: Split, count: int, run: Run) -> Int64:
+    """The first drawn image of each class in turn; any images where there are no labels."""
+    drawn = keyed.generator("report.queries", run.config.seed, len(split)).permutation(len(split)).astype(np.int64)
+    labels = np.asarray(split.labels)[drawn]
+    order = np.argsort(labels, kind="stable")
+    place = np.empty(len(drawn), dtype=np.int64)  # how many of its class came before
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    place[order] = np.arange(len(drawn)) - np.repeat(starts, sizes)
+    return drawn[np.lexsort((labels, place))][:count]
+
+
+def _affordable(encoder: Encoder, device: str) -> int:
+    """How many images the budget allows: 2 floating-point operations for each weight and token."""
+    weights = sum(p.numel() for p in encoder.parameters())
+    tokens = max(1, getattr(encoder.encoder, "grid", (14, 14))[0] * getattr(encoder.encoder, "grid", (14, 14))[1])
+    budget = _BUDGET.get(device.split(":")[0], _BUDGET_ELSEWHERE)
+    return max(16, int(budget / (2 * weights * tokens)))

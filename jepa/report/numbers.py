@@ -1,0 +1,346 @@
+"""The sections made of numbers: verdict, probes, curves, health, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jepa.report import verdict
+from jepa.report.charts import COLOURS, Interval, Series, interval_table, line_chart
+from jepa.report.markup import Html, count, duration, html, join, measure, number, percent
+from jepa.report.page import Section, missing
+from jepa.report.read import Run
+from jepa.report.verdict import Contest, Row
+
+# last part of a monitor's key -> heading, caption, shown as a share
+HEALTH = {
+    "effective_rank_centred": (
+        "Effective rank of what differs",
+        "In how many directions the features of different images really vary. A fall towards 1 is collapse: "
+        "every image gets the same embedding.",
+        False,
+    ),
+    "std_mean": (
+        "Spread of features",
+        "Standard deviation from image to image, averaged over dimensions. Zero would mean that features say nothing.",
+        False,
+    ),
+    "loss_ratio": (
+        "Loss against guessing the mean",
+        "The loss divided by that of always answering the average embedding: below 1 the prediction is of use.",
+        False,
+    ),
+    "knn_top1": (
+        "Online nearest-neighbour accuracy",
+        "How often the most similar labelled images agree with an image's class, measured while training runs.",
+        True,
+    ),
+}
+MORE_HEALTH = {
+    "effective_rank": ("Effective rank with the mean", "The same with the average image left in, which often "
+                       "dominates: lower, and slower to move.", False),
+    "token_effective_rank": ("Effective rank of tokens", "In how many directions single patches differ.", False),
+    "std_min": ("Least spread of any dimension", "Zero: at least one feature does not vary at all.", False),
+    "dead": ("Dead dimensions", "Share of features that are the same for every image.", True),
+    "cosine": ("Cosine between images", "How alike the features of two different images are: at 1 all are the same.",
+               False),
+    "teacher_distance": ("Distance of the teacher", "How far the target encoder's weights lie behind the context "
+                         "encoder's, relative to their length.", False),
+}  # fmt: skip
+CURVES = {
+    "loss": ("Loss", "Distance between predicted and real embeddings of the hidden blocks. It is only a proxy: the "
+             "target moves with the encoder, so a lower loss need not mean better features."),
+    "lr": ("Learning rate", "The size of each update: a warm-up, then a slow fall."),
+    "wd": ("Weight decay", "How strongly weights are pulled towards zero."),
+    "momentum": ("Teacher momentum", "The share of its old self that the target encoder keeps at each step; nearer "
+                 "to 1 means a slower teacher."),
+    "grad_norm": ("Gradient norm", "The length of the update before clipping; sudden spikes announce trouble."),
+}  # fmt: skip
+
+
+def header(runs: Sequence[Run]) -> Html:
+    """Title, verdict and headline tiles."""
+    if len(runs) > 1:
+        title = f"{len(runs)} runs side by side"
+        items = join(
+            html(
+                '<li><i class="swatch s{c}"></i><b>{n}</b>: {t} {b}</li>',
+                c=i % COLOURS, n=run.name, t=verdict.headline(run), b=_badge(run),
+            )
+            for i, run in enumerate(runs)
+        )  # fmt: skip
+        words = html('<ul class="runs">{items}</ul>', items=items)
+    else:
+        title = runs[0].name
+        first = next((c for c in verdict.contests(runs[0]) if c.main is not None), None)
+        words = html(
+            '<p class="verdict">{t} {p}</p><p>{b}</p>',
+            t=verdict.headline(runs[0]), p=_comparison(first) if first else "", b=_badge(runs[0]),
+        )  # fmt: skip
+    return html(
+        '<p class="kicker">JEPA training report</p><h1>{t}</h1>{words}{tiles}', t=title, words=words, tiles=_tiles(runs)
+    )
+
+
+def _comparison(contest: Contest) -> str:
+    """One probe in words: 'Linear probe, top-1 accuracy: 24 % [..] against 13 % [..] (random init): above ...'."""
+    assert contest.main is not None, "a contest without a row of the run has nothing to say"
+    text = f"{verdict.probe_title(contest.probe, contest.metric)}: {verdict.with_interval(contest.main)}"
+    best = contest.best_baseline
+    if best is None:
+        return f"{text}."
+    rival = f"{verdict.with_interval(best)} for the best baseline ({best['encoder']})"
+    return f"{text} against {rival}: {verdict.OUTCOMES[contest.outcome]}."
+
+
+def _badge(run: Run) -> Html:
+    health = verdict.health(run)
+    css, words = {
+        "ok": ("good", "healthy"), "warned": ("warn", "warned earlier"), "collapsing": ("bad", "collapsing"),
+        "unknown": ("plain", "health not measured"),
+    }[health.state]  # fmt: skip
+    badge = html('<span class="badge {c}" title="{s}">{w}</span>', c=css, w=words, s=health.sentence)
+    found = [c for c in verdict.contests(run) if c.main is not None and c.baselines]
+    if not found:
+        return badge
+    won = sum(c.outcome == "above" for c in found)
+    css = "good" if won == len(found) else "warn" if won else "bad"
+    words = f"clearly above every baseline in {won} of {count(len(found), 'probe')}"
+    return join([badge, html('<span class="badge {c}">{t}</span>', c=css, t=words)])
+
+
+def _tiles(runs: Sequence[Run]) -> Html:
+    tiles: list[tuple[str, str, str, str]] = []  # label, value, note, colour
+    run = runs[0]
+    groups = [g for g in verdict.same_but_seed(runs) if len(g) == len(runs)]
+    for row in verdict.over_seeds(groups[0]) if groups else []:  # one recipe over several seeds: means are the headline
+        if not row["baseline"]:
+            spread = f"± {measure(row['sd'], row['metric'])} over {count(row['n'], 'seed')}"
+            tiles.append((verdict.short_title(row["probe"]), measure(row["mean"], row["metric"]), spread, "plain"))
+    for contest in verdict.contests(run) if len(runs) == 1 else []:
+        if contest.main is not None:
+            best = contest.best_baseline
+            note = f"best baseline {measure(best['value'], contest.metric)} ({best['encoder']})" if best else ""
+            css = {"above": "good", "touching": "warn", "not above": "bad", "alone": "plain"}[contest.outcome]
+            value = measure(contest.main["value"], contest.metric)
+            tiles.append((verdict.short_title(contest.probe), value, note, css))
+    if len(runs) == 1:
+        health, cost = verdict.health(run), verdict.cost(run)
+        if health.rank_last is not None and health.rank_first is not None:
+            note = f"{number(health.rank_first)} at the first look"
+            tiles.append(("Effective rank", number(health.rank_last), note, "plain"))
+        if "seconds" in cost:
+            note = f"{number(cost['samples_per_s'])} images/s"
+            tiles.append(("Training time", duration(cost["seconds"]), note, "plain"))
+    items = join(
+        html('<li class="{c}"><span>{a}</span><b>{v}</b><span class="sub">{n}</span></li>', c=c, a=a, v=v, n=n)
+        for a, v, n, c in tiles
+    )
+    return html('<ul class="tiles">{items}</ul>', items=items) if tiles else Html("")
+
+
+# --- probes -------------------------------------------------------------------------------------------------------
+
+
+def probes(runs: Sequence[Run]) -> Section:
+    """One interval chart for each probe, every run's encoder first, then the baselines."""
+    lead = (
+        "The encoder is frozen and simple readers are put on its features: if they read the class, the encoder has "
+        "found it by itself. A baseline says what the same reader gets without the training."
+    )
+    every = [(run, contest) for run in runs for contest in verdict.contests(run)]
+    if not every:
+        body = missing("No probe has been run yet.", f"jepa probe {runs[0].path} --suite eval/NAME.yaml")
+        return Section("probes", "What the features know", lead, body, "Probes")
+    keys = list(dict.fromkeys((c.suite, c.probe, c.metric) for _, c in every))
+    charts = [_probe_chart(runs, [(r, c) for r, c in every if (c.suite, c.probe, c.metric) == key]) for key in keys]
+    lacking = [r for r in runs if not verdict.contests(r)]
+    notes = [missing(f"{r.name} has no probe result.", f"jepa probe {r.path} --suite eval/NAME.yaml") for r in lacking]
+    body = join([html('<div class="grid two">{c}</div>', c=join(charts)), *notes, _means(runs), _details(runs)])
+    return Section("probes", "What the features know", lead, body, "Probes")
+
+
+def _probe_chart(runs: Sequence[Run], found: list[tuple[Run, Contest]]) -> Html:
+    contest = found[0][1]
+    rows = [
+        _interval(run, row, f"s{list(runs).index(run) % COLOURS}", len(runs) > 1) for run, c in found for row in c.own
+    ]
+    means = [m for group in verdict.same_but_seed(runs) for m in verdict.over_seeds(group)]
+    for mean in means:
+        mine = (mean["suite"], mean["probe"], mean["metric"]) == (contest.suite, contest.probe, contest.metric)
+        if mine and not mean["baseline"]:
+            text = html("{v}<small>{n} seeds</small>", v=measure(mean["mean"], contest.metric), n=mean["n"])
+            rows.append(Interval("mean over seeds", mean["mean"], mean["low"], mean["high"], text, "s7", "mean"))
+    told: set[tuple[object, ...]] = set()
+    yardsticks: list[Interval] = []
+    for run, c in found:
+        for row in c.baselines:
+            mark = (row["encoder"], row["value"], row.get("low"))
+            if mark not in told:  # raw pixels are the same for every run
+                told.add(mark)
+                alike = sum(r["encoder"] == row["encoder"] and r["value"] != row["value"]
+                            for _, other in found for r in other.baselines)  # fmt: skip
+                yardsticks.append(_interval(run, row, "base", bool(alike)))
+    rows += sorted(yardsticks, key=lambda r: -r.value)
+    title = verdict.probe_title(contest.probe, contest.metric)
+    sizes = {int(r["n_test"]) for _, c in found for r in c.own + c.baselines if "n_test" in r}
+    caption = "Dot: the value; bar: its 95 % interval. Coloured: this encoder; grey: baselines."
+    if any(m["suite"] == contest.suite for m in means):
+        caption += " Diamond: mean over seeds, its bar from lowest to highest."
+    if sizes:
+        caption += f" Measured on {number(max(sizes))} test images."
+    chance = next((float(r["chance"]) for _, c in found for r in c.own + c.baselines if r.get("chance")), None)
+    level = (chance, f"guessing ({percent(chance)})") if chance is not None else None
+    return interval_table(title, rows, caption, share=contest.metric.startswith("top"), level=level)
+
+
+def _interval(run: Run, row: Row, css: str, named: bool) -> Interval:
+    label = f"{row['encoder']} · {run.name}" if named else str(row["encoder"])
+    value, _, ends = verdict.with_interval(row).partition(" [")
+    text = html("{v}<small>[{e}</small>", v=value, e=ends) if ends else html("{v}", v=value)
+    low, high = (verdict.low(row), verdict.high(row)) if ends else (None, None)
+    return Interval(label, float(row["value"]), low, high, text, css)
+
+
+def _means(runs: Sequence[Run]) -> Html:
+    """Probes down, encoders across: mean ± standard deviation over seeds, and the range below it."""
+    parts = []
+    for group in verdict.same_but_seed(runs):
+        rows = verdict.over_seeds(group)
+        encoders = list(dict.fromkeys(r["encoder"] for r in rows))
+        body = []
+        for suite, probe, metric in dict.fromkeys((r["suite"], r["probe"], r["metric"]) for r in rows):
+            mine = {r["encoder"]: r for r in rows if (r["suite"], r["probe"], r["metric"]) == (suite, probe, metric)}
+            cells = join(_mean(mine[e], metric) if e in mine else Html("<td></td>") for e in encoders)
+            body.append(html("<tr><th>{t}</th>{c}</tr>", t=verdict.probe_title(probe, metric), c=cells))
+        if body:
+            parts.append(html(
+                '<div class="panel means"><h3>Mean over {n} seeds ({s})</h3><div class="scroll"><table class="data">'
+                "<thead><tr><th>probe</th>{h}</tr></thead><tbody>{b}</tbody></table></div></div>", n=len(group),
+                s=", ".join(str(r.config.seed) for r in group), h=join(html("<th>{e}</th>", e=e) for e in encoders),
+                b=join(body),
+            ))  # fmt: skip
+    return join(parts)
+
+
+def _mean(row: Row, metric: str) -> Html:
+    return html(
+        "<td><b>{m}</b> ± {s}<br><span class=\"soft\">{a} to {b}</span></td>", m=measure(row["mean"], metric),
+        s=measure(row["sd"], metric), a=measure(row["low"], metric), b=measure(row["high"], metric),
+    )  # fmt: skip
+
+
+def _details(runs: Sequence[Run]) -> Html:
+    """Every row with the hyper-parameters that were chosen on the validation split."""
+    rows = []
+    for run in runs:
+        for result in run.probes:
+            for row in result["rows"]:
+                chosen = row.get("chosen")
+                words = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items()) \
+                    if isinstance(chosen, dict) else ""  # fmt: skip
+                rows.append(html(
+                    "<tr><th>{e}</th>{r}<td>{p}</td><td>{v}</td><td>{c}</td><td>{n}</td></tr>", e=row["encoder"],
+                    r=html("<td>{n}</td>", n=run.name) if len(runs) > 1 else Html(""), p=row["probe"],
+                    v=verdict.with_interval(row), c=words, n=_tested(row),
+                ))  # fmt: skip
+    results = [p for run in runs for p in run.probes]
+    facts = {f"suite {p.get('suite')}, protocol {p.get('protocol')}, checkpoint {p.get('checkpoint')}" for p in results}
+    return html(
+        "<details><summary>All probe figures</summary><p class=\"soft\">{f}. Reader settings were chosen on the "
+        "validation split, figures come from the test split, and intervals from resampling whole originals.</p>"
+        '<div class="scroll"><table class="data"><thead><tr><th>encoder</th>{r}<th>probe</th><th>value</th>'
+        "<th>chosen</th><th>tested on</th></tr></thead><tbody>{b}</tbody></table></div></details>",
+        f="; ".join(sorted(facts)), b=join(rows), r=Html("<th>run</th>") if len(runs) > 1 else Html(""),
+    )  # fmt: skip
+
+
+def _tested(row: Row) -> str:
+    if "n_test" not in row:
+        return ""
+    tail = f" from {count(row['n_clusters'], 'original')}" if row.get("n_clusters") else ""
+    return count(row["n_test"], "image") + tail
+
+
+# --- curves -------------------------------------------------------------------------------------------------------
+
+
+def curves(runs: Sequence[Run]) -> Section:
+    """Loss and everything that was scheduled."""
+    lead = "What the optimiser did, step by step. Move over a chart to read its values."
+    if not any(run.curve("loss")[1] for run in runs):
+        body = missing("No training step has been logged yet.", f"jepa train {runs[0].path / 'config.yaml'} --resume")
+        return Section("curves", "Training curves", lead, body, "Curves")
+    charts = [
+        line_chart(title, _curve(runs, key), caption, may_log=key in ("loss", "grad_norm"))
+        for key, (title, caption) in CURVES.items()
+        if any(run.curve(key)[1] for run in runs)
+    ]
+    return Section("curves", "Training curves", lead, html('<div class="grid">{c}</div>', c=join(charts)), "Curves")
+
+
+def _curve(runs: Sequence[Run], key: str) -> list[Series]:
+    """A curve of every run; with a single run, the loss beside that of always guessing the batch's mean."""
+    x, y = runs[0].curve("loss_of_mean")
+    if key != "loss" or len(runs) > 1 or not y:
+        return _series(runs, key)
+    return [*_series(runs, key, "loss"), Series("guessing the mean", x, y, 7, 1)]
+
+
+def _series(runs: Sequence[Run], key: str, name: str = "", dash: int = 0, index: int | None = None) -> list[Series]:
+    out = []
+    for i, run in enumerate(runs):
+        x, y = run.curve(key)
+        label = " · ".join(p for p in (name, run.name if len(runs) > 1 or not name else "") if p)
+        out.append(Series(label, x, y, i if index is None else index, dash))
+    return out
+
+
+def health(runs: Sequence[Run]) -> Section:
+    """Is the encoder alive? One chart for each quantity of the monitor, context and target together."""
+    lead: str | Html = " ".join(
+        (f"{run.name}: " if len(runs) > 1 else "") + verdict.health(run).sentence for run in runs
+    )
+    keys = list(dict.fromkeys(k for run in runs for k in run.metrics() if k.startswith("health/")))
+    if not keys:
+        body = missing("No health numbers were recorded; set monitor.every (for example monitor.every={steps: 100}).")
+        return Section("health", "Health", lead, body)
+    def charts(quantities: dict[str, tuple[str, str, bool]]) -> Html:
+        found = []
+        for quantity, (title, caption, share) in quantities.items():
+            mine = [k for k in keys if k.rpartition("/")[2] == quantity]
+            if mine:
+                found.append(line_chart(title, _together(runs, mine), caption, share=share, zero=True))
+        return html('<div class="grid">{c}</div>', c=join(found)) if found else Html("")
+
+    others = [k for k in dict.fromkeys(k.rpartition("/")[2] for k in keys) if k not in HEALTH | MORE_HEALTH]
+    more = charts(MORE_HEALTH | {k: (k.replace("_", " "), "", False) for k in others})
+    rest = html("<details><summary>More health numbers</summary>{m}</details>", m=more) if more else Html("")
+    body = join([charts(HEALTH), rest])
+    return Section("health", "Health", lead, body)
+
+
+def _together(runs: Sequence[Run], keys: Sequence[str]) -> list[Series]:
+    """Several keys in one chart. One run: a colour for each key; several: colours for runs, dashes for keys."""
+    ordered = sorted(keys, key=lambda k: ("target" not in k, k))
+    out: list[Series] = []
+    for i, key in enumerate(ordered):
+        parts = key.split("/")  # health/target/std_mean, or health/loss_ratio
+        words = parts[1] if len(parts) > 2 else ""
+        out += _series(runs, key, words, 0 if len(runs) == 1 else min(i, 2), i if len(runs) == 1 else None)
+    return out
+
+
+def speed(runs: Sequence[Run]) -> Section:
+    """Throughput and the share of time spent waiting for data."""
+    lead = "How fast training went, and whether the processor had to wait for images to be read."
+    if not any(run.curve("images_per_s")[1] for run in runs):
+        body = missing("No throughput has been logged yet; it appears with the first lines of metrics.jsonl.")
+        return Section("speed", "Speed", lead, body)
+    charts = [
+        line_chart("Images per second", _series(runs, "images_per_s"), "Images trained on in each second.", zero=True),
+        line_chart(
+            "Share of time waiting for data", _series(runs, "data_wait"),
+            "Near 0 % the processor is always busy; a large share calls for more data.workers.", share=True, zero=True,
+        ),
+    ]  # fmt: skip
+    return Section("speed", "Speed", lead, html('<div class="grid">{c}</div>', c=join(charts)))

@@ -1,0 +1,170 @@
+"""What a run folder says, read without judgement: configuration, curves, probes, environment, checkpoints.
+
+A run may be unfinished, without probes, or cut off in the middle of a line. Whatever is missing is empty here and
+becomes a sentence in the report; only a folder that is no run at all is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jepa import checkpoint
+from jepa import config as configuration
+from jepa.config import RunConfig
+from jepa.data import Manifest
+from jepa.errors import ConfigError, DataError
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """One run folder. Lists are in file order; `notes` are things that could not be read, as sentences."""
+
+    path: Path
+    name: str
+    config: RunConfig
+    config_text: str
+    dataset: str  # its name where it can be opened, else its path
+    lines: list[Line] = field(default_factory=list)  # all of metrics.jsonl
+    environment: dict[str, Any] = field(default_factory=dict)
+    quarantine: list[Line] = field(default_factory=list)
+    probes: list[dict[str, Any]] = field(default_factory=list)  # one per suite
+    checkpoints: list[int] = field(default_factory=list)  # steps of complete checkpoints, rising
+    notes: list[str] = field(default_factory=list)
+
+    def curve(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one metric, finite numbers only."""
+        pairs = [(float(x["step"]), float(x[key])) for x in self.lines if is_number(x.get(key))]
+        return [p[0] for p in pairs], [p[1] for p in pairs]
+
+    def metrics(self) -> list[str]:
+        """Every metric that occurs, in order of first appearance."""
+        return list(dict.fromkeys(k for line in self.lines for k in line))
+
+    def first(self, key: str) -> float | None:
+        values = self.curve(key)[1]
+        return values[0] if values else None
+
+    def last(self, key: str) -> float | None:
+        values = self.curve(key)[1]
+        return values[-1] if values else None
+
+    def warnings(self) -> list[tuple[int, str]]:
+        """Warnings of the monitor and the loop: (step, text)."""
+        found = []
+        for line in self.lines:
+            given = line.get("warnings", line.get("warning", []))
+            for text in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
+                found.append((int(line["step"]), str(text)))
+        return found
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps that are known to be over: by the newest line or checkpoint, whichever is later."""
+        logged = [int(line["step"]) for line in self.lines if is_number(line.get("loss"))]
+        return max([*logged[-1:], *self.checkpoints[-1:], 0])
+
+    @property
+    def samples_done(self) -> int:
+        return self.steps_done * self.config.train.batch
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def open_run(path: Path | str) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ConfigError: the path is not a run folder, or its configuration cannot be read.
+    """
+    path = Path(path)
+    file = path / "config.yaml"
+    if not path.is_dir():
+        raise ConfigError(f"{str(path)!r} is not a folder; give the folder of a run, made by `jepa train CONFIG`")
+    if not file.is_file():
+        raise ConfigError(
+            f"{str(path)!r} is not a run folder: it has no config.yaml. Give the folder that `jepa train` wrote "
+            "(it holds config.yaml, metrics.jsonl and checkpoints/)"
+        )
+    try:
+        config = configuration.build(RunConfig, configuration.read_yaml(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    run = Run(path, config.name or path.name, config, file.read_text(encoding="utf-8"), _dataset(config))
+    run.lines = [x for x in _json_lines(path / "metrics.jsonl", run.notes) if is_number(x.get("step"))]
+    for file in sorted(path.glob("quarantine*.jsonl")):  # one file for each process
+        run.quarantine += _json_lines(file, run.notes)
+    environment = _json(path / "environment.json", run.notes)
+    run.environment = environment if isinstance(environment, dict) else {}
+    for probe in sorted((path / "probes").glob("*.json")):
+        result = _json(probe, run.notes)
+        if isinstance(result, dict) and isinstance(result.get("rows"), list):
+            run.probes.append({"suite": probe.stem, **result, "rows": [r for r in result["rows"] if _is_row(r)]})
+        elif result is not None:
+            run.notes.append(f"probes/{probe.name} is not a probe result and was left out.")
+    run.checkpoints = checkpoint.steps(path)
+    return run
+
+
+def open_runs(paths: Iterable[Path | str]) -> list[Run]:
+    """Several runs, with names made distinct (two seeds of one config share a name)."""
+    runs = [open_run(p) for p in paths]
+    if not runs:
+        raise ConfigError("no run given; give one or more folders made by `jepa train`")
+    if len({r.path.resolve() for r in runs}) != len(runs):
+        raise ConfigError("the same run is given twice: " + ", ".join(str(r.path) for r in runs))
+    for label in (lambda r: f"{r.name} (seed {r.config.seed})", lambda r: r.path.name, lambda r: str(r.path)):
+        if len({r.name for r in runs}) == len(runs):
+            break
+        names = [label(r) for r in runs]
+        for run, name in zip(runs, names, strict=True):
+            run.name = name
+    return runs
+
+
+def _dataset(config: RunConfig) -> str:
+    try:
+        return Manifest.open(config.data.path).name if config.data.path else "an unnamed data set"
+    except DataError:
+        return config.data.path
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and is_number(row.get("value")) and "encoder" in row and "probe" in row
+
+
+def _json(path: Path, notes: list[str]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} could not be read ({error}).")
+        return None
+
+
+def _json_lines(path: Path, notes: list[str]) -> list[Line]:
+    """Every line that is a JSON object. The last one may be half written: the run may be going on right now."""
+    if not path.is_file():
+        return []
+    lines, bad = [], 0
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for i, text in enumerate(texts):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            bad += i + 1 < len(texts) and bool(text.strip())
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    if bad:
+        notes.append(f"{path.name}: {bad} damaged line(s) were left out.")
+    return lines

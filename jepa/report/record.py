@@ -1,0 +1,193 @@
+"""The sections that say how the run was made: configuration, hardware, cost, warnings, commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jepa import config as configuration
+from jepa.report import verdict
+from jepa.report.markup import Html, count, duration, html, join, number, percent
+from jepa.report.page import Section, missing
+from jepa.report.read import Run
+
+_SHOWN_WARNINGS = 12
+
+
+def config(runs: Sequence[Run]) -> Section:
+    """What differs between the runs, and each resolved configuration as YAML."""
+    blocks = []
+    if len(runs) > 1:
+        blocks.append(_differences(runs))
+    for run in runs:
+        blocks.append(html(
+            "<details><summary>{n}</summary><pre><code>{t}</code></pre></details>",
+            n=f"config.yaml of {run.name}" if len(runs) > 1 else "config.yaml, all values resolved", t=run.config_text,
+        ))  # fmt: skip
+    lead = "Every setting that was in force; this file alone repeats the run."
+    return Section("config", "Configuration", lead, join(blocks), "Config")
+
+
+def _differences(runs: Sequence[Run]) -> Html:
+    flat = [flatten(configuration.to_dict(run.config)) for run in runs]
+    keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({repr(f.get(k)) for f in flat}) > 1]
+    keys = [k for k in keys if k != "name"]
+    if not keys:
+        return html("<p>The configurations are equal.</p>")
+    head = join(html("<th>{n}</th>", n=r.name) for r in runs)
+    body = join(
+        html("<tr><th>{k}</th>{c}</tr>", k=k, c=join(html("<td>{v}</td>", v=_plain(f.get(k, "—"))) for f in flat))
+        for k in keys
+    )
+    return html(
+        '<h3>What differs</h3><div class="scroll"><table class="data"><thead><tr><th>setting</th>{h}</tr></thead>'
+        "<tbody>{b}</tbody></table></div>", h=head, b=body,
+    )  # fmt: skip
+
+
+def flatten(values: Any, where: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay whole."""
+    if not isinstance(values, dict) or not values:
+        return {where: values} if where else {}
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flatten(value, f"{where}.{key}" if where else str(key))
+    return out
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "—"
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(v) for v in value)
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def hardware(runs: Sequence[Run]) -> Section:
+    """environment.json, side by side."""
+    lead = "The machine and the software the figures were made with."
+    known = [run for run in runs if run.environment]
+    if not known:
+        return Section("hardware", "Hardware and versions", lead, missing("No environment.json in the run folder."),
+                       "Hardware")  # fmt: skip
+    flat = [_environment(run.environment) for run in known]
+    head = join([Html("<th></th>"), *(html("<th>{n}</th>", n=r.name) for r in known)])
+    rows = join(
+        html("<tr><th>{k}</th>{c}</tr>", k=key.replace("_", " ").replace(".", " · "),
+             c=join(html("<td>{v}</td>", v=_plain(f.get(key))) for f in flat))
+        for key in dict.fromkeys(k for f in flat for k in f)
+    )  # fmt: skip
+    body = html(
+        '<div class="panel scroll"><table class="data">{h}<tbody>{r}</tbody></table></div>', r=rows,
+        h=html("<thead><tr>{h}</tr></thead>", h=head) if len(known) > 1 else Html(""),
+    )  # fmt: skip
+    return Section("hardware", "Hardware and versions", lead, body, "Hardware")
+
+
+def _environment(values: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys of the newest start; of earlier ones only how many there were."""
+    earlier = values.get("earlier")
+    plain = flatten({k: v for k, v in values.items() if k != "earlier"})
+    return plain | ({"resumed": count(len(earlier), "time")} if isinstance(earlier, list) else {})
+
+
+def cost(runs: Sequence[Run]) -> Section:
+    """Seconds, samples, rate, FLOPs."""
+    shown: dict[str, tuple[str, Callable[[float], str]]] = {
+        "seconds": ("time in training steps, all processes", duration), "steps": ("optimiser steps", number),
+        "samples": ("images trained on", number), "samples_per_s": ("images per second", number),
+        "data_wait_share": ("share waiting for data", percent), "flops": ("floating-point operations", number),
+        "peak_memory_gib": ("most memory held at once", lambda v: f"{number(v)} GiB"),
+    }  # fmt: skip
+    costs = [verdict.cost(run) for run in runs]
+    rows = []
+    for key, (words, show) in shown.items():
+        if any(key in c for c in costs):
+            cells = join(html("<td>{v}</td>", v=show(c[key]) if key in c else "—") for c in costs)
+            rows.append(html("<tr><th>{k}</th>{c}</tr>", k=words, c=cells))
+    probing = [sum(float(p.get("seconds") or 0) for p in run.probes) for run in runs]
+    if any(probing):
+        cells = join(html("<td>{v}</td>", v=duration(s) if s else "—") for s in probing)
+        rows.append(html("<tr><th>time in probes</th>{c}</tr>", c=cells))
+    head = join([Html("<th></th>"), *(html("<th>{n}</th>", n=r.name) for r in runs)])
+    body = html(
+        '<div class="panel scroll"><table class="data">{h}<tbody>{r}</tbody></table></div>', r=join(rows),
+        h=html("<thead><tr>{h}</tr></thead>", h=head) if len(runs) > 1 else Html(""),
+    )  # fmt: skip
+    return Section("cost", "Cost", "What it took to get here.", body)
+
+
+def warnings(runs: Sequence[Run]) -> Section:
+    """The monitor's warnings, quarantined samples, and what this report could not read."""
+    parts: list[Html] = []
+    for run in runs:
+        prefix = f"{run.name}: " if len(runs) > 1 else ""
+        found = run.warnings()
+        for step, text in found[:_SHOWN_WARNINGS]:
+            parts.append(html('<div class="callout">{p}step {s}: {t}</div>', p=prefix, s=number(step), t=text))
+        if len(found) > _SHOWN_WARNINGS:
+            more = len(found) - _SHOWN_WARNINGS
+            parts.append(html("<p>{p}and {n} (metrics.jsonl).</p>", p=prefix, n=count(more, "more warning")))
+        if run.quarantine:
+            parts.append(_quarantine(run, prefix))
+        parts += [html('<div class="callout">{p}{t}</div>', p=prefix, t=note) for note in run.notes]
+    if not parts:
+        parts.append(Html("<p>No warnings, and every image could be read.</p>"))
+    lead = "Anything that went wrong on the way."
+    return Section("warnings", "Warnings and bad samples", lead, join(parts), "Warnings")
+
+
+def _quarantine(run: Run, prefix: str) -> Html:
+    reasons = Counter(str(q.get("reason", q.get("error", "unreadable"))) for q in run.quarantine)
+    rows = join(html("<tr><td>{r}</td><td>{n}</td></tr>", r=r, n=n) for r, n in reasons.most_common(_SHOWN_WARNINGS))
+    return html(
+        '<div class="callout">{p}{n} could not be read and were replaced by other samples (quarantine.jsonl).</div>'
+        '<div class="scroll"><table class="data"><thead><tr><th>reason</th><th>times</th></tr></thead>'
+        "<tbody>{r}</tbody></table></div>", p=prefix, n=count(len(run.quarantine), "sample"), r=rows,
+    )  # fmt: skip
+
+
+def reproduce(runs: Sequence[Run], device: str) -> Section:
+    """The commands that made the run, its probes and this page."""
+    blocks = []
+    for run in runs:
+        path = shlex.quote(str(run.path))
+        again = shlex.quote(f"{run.path}-again")
+        lines = [f"jepa train {path}/config.yaml --out {again}"]
+        if run.environment.get("command"):
+            lines.insert(0, "# " + " ".join(f"{run.name} was started with: {run.environment['command']}".split()))
+        lines += [f"jepa probe {again} --suite {shlex.quote(str(p['suite']))}" for p in run.probes]
+        blocks.append(join(lines, "\n"))
+    own = " ".join(shlex.quote(str(run.path)) for run in runs)
+    blocks.append(join([f"jepa report {own}" + ("" if device == "cpu" else f" --device {shlex.quote(device)}")]))
+    body = html("<pre><code>{t}</code></pre>", t=Html("\n".join(blocks)))
+    lead = "On a CPU with the same number of processes these commands give the same losses bit for bit."
+    return Section("reproduce", "Do it again", lead, body, "Reproduce")
+
+
+def about() -> Html:
+    """What JEPA is, in one picture, for somebody who meets it for the first time."""
+    return Html(
+        '<details class="about"><summary>What is being trained here?</summary>'
+        "<p>Parts of an image are hidden. A <b>context encoder</b> sees only what is left; a <b>predictor</b> has to "
+        "tell what the hidden parts look like <em>as a second encoder would describe them</em>, not as pixels. That "
+        "second one, the <b>target encoder</b>, sees the whole image and is a slowly moving average of the first. No "
+        "labels are used. Afterwards the target encoder is frozen and tested: this page shows with what result.</p>"
+        '<svg viewBox="0 0 760 190" role="img" aria-label="The visible part of an image goes through the context '
+        "encoder and the predictor; the whole image goes through the target encoder; the loss compares both "
+        'descriptions of the hidden blocks.">'
+        '<rect x="8" y="20" width="120" height="44" rx="7"/><text x="68" y="47">visible part</text>'
+        '<rect x="8" y="128" width="120" height="44" rx="7"/><text x="68" y="155">whole image</text>'
+        '<rect x="186" y="20" width="140" height="44" rx="7"/><text x="256" y="47">context encoder</text>'
+        '<rect x="384" y="20" width="120" height="44" rx="7"/><text x="444" y="47">predictor</text>'
+        '<rect x="186" y="128" width="140" height="44" rx="7"/><text x="256" y="155">target encoder</text>'
+        '<rect x="600" y="74" width="150" height="44" rx="7"/><text x="675" y="101">loss: how far apart?</text>'
+        '<path d="M128 42H180M326 42H378M504 42H675V68M128 150H180M326 150H675V124M256 64V122" />'
+        '<path class="head" d="M178 38l8 4-8 4zM376 38l8 4-8 4zM671 66l4 8 4-8zM178 146l8 4-8 4zM671 126l4-8 4 8z'
+        'M252 120l4 8 4-8z"/>'
+        '<text class="note" x="316" y="98">slow average</text>'
+        '<text class="note" x="590" y="34">predicted embeddings</text>'
+        '<text class="note" x="500" y="168">embeddings of the hidden blocks</text></svg></details>'
+    )
