@@ -1,0 +1,192 @@
+"""One evaluation of one run: features of the frozen encoder and of the baselines, probes, intervals, a result file.
+
+    jepa probe runs/demo --suite digits
+
+Every encoder goes through the same probes on the same samples; settings are chosen on the validation split for each
+encoder by itself, so that a baseline gets the settings that suit it best. Nothing is random but what a seed fixes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import jepa
+from jepa import checkpoint, config
+from jepa.checkpoint import Encoder, folder
+from jepa.config import RunConfig
+from jepa.errors import ConfigError
+from jepa.probe.dataset import ProbeData
+from jepa.probe.features import Embed, Extractor, Source, pixels
+from jepa.probe.rows import Table
+from jepa.probe.suite import Suite, load_suite
+from jepa.probe.timm_encoder import timm_source
+
+_FILES = (folder.MODEL, folder.CONFIG)  # checked by hash before probing
+
+
+def probe(
+    run: Path | str,
+    suite: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    device: str = "auto",
+    out: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Probe a run's newest checkpoint, or one checkpoint, and write the result.
+
+    Args:
+        run: a run folder or RUN/checkpoints/step-N.
+        suite: a YAML file or the name of a shipped suite; `overrides` are ``key.subkey=value`` over it.
+        device: where encoders run: "auto", "cpu", "cuda", "mps".
+        out: result file; default RUN/probes/SUITE.json.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        What the file holds: {"protocol", "suite", "run", "checkpoint", "dataset", "rows": [...], "seconds", ...}. A
+        row has "encoder", "baseline", "probe", "metric", "value", "low", "high", "chosen", "n_test", "n_clusters"; a
+        baseline's also "gap": the paired difference of the run's encoder and it, with its own interval.
+
+    Raises:
+        CheckpointError: no usable checkpoint.
+        ConfigError: a suite that does not fit (no labels for a probe that needs them, splits that are not there, ...).
+        DataError: data that cannot be read or probed, features that are not finite.
+    """
+    start = time.perf_counter()
+    settings = load_suite(suite, overrides)
+    path = checkpoint.resolve(run, files=_FILES)
+    run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
+    run_config = checkpoint.read_config(path)
+    data = ProbeData.open(settings, run_config.data.path)
+    place = _device(device)
+    with _progress(progress) as bar:
+        sources = _sources(path, run_config, settings)
+        bar.total(len(sources) * sum(len(part.index) for part in data.parts))
+        extract = Extractor(
+            data.manifest, settings.features, place, run_config.data.interpolation, run_dir / "probes" / "cache",
+            bar.advance,
+        )  # fmt: skip
+        # probes need float64, which MPS has not
+        table = Table(settings, data, torch.device("cuda" if place.type == "cuda" else "cpu"))
+        for source in sources:
+            bar.say(source.name)
+            table.add(source, extract(source, data.wanted()))
+    result = {
+        "protocol": settings.protocol,
+        "suite": settings.name,
+        "run": str(run_dir),
+        "checkpoint": path.name,
+        "seed": run_config.seed,
+        "dataset": data.facts(),
+        "rows": table.rows,
+        "published": config.to_dict(settings.published),
+        "settings": config.to_dict(settings),
+        "sources": table.sources,
+        "device": place.type,
+        "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    _write(out or run_dir / "probes" / f"{settings.name}.json", result)
+    return result
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")  # as in training
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cpu" if forced else wanted)
+    try:
+        found = torch.device(wanted)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {wanted!r} cannot be used: {error}. Use auto, cpu, cuda or mps") from None
+    return found
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------
+
+
+def _sources(path: Path, run_config: RunConfig, settings: Suite) -> list[Source]:
+    """The run's encoders, then the baselines. Whatever can be refused is refused here, before anything is computed."""
+    weights = folder.manifest(path)["files"][folder.MODEL]["sha256"]
+    names: tuple[str | None, ...] = settings.features.encoders or (None,)
+    encoders = [checkpoint.load_encoder(path, which=name) for name in names]
+    found = [_own(encoder, weights) for encoder in encoders]
+    count = settings.baselines.random
+    for seed in range(run_config.seed, run_config.seed + count):
+        found.append(_random(seed, encoders[0], "random init" if count == 1 else f"random init (seed {seed})"))
+    if settings.baselines.pixels is not None:
+        found.append(pixels(encoders[0].image_size, settings.baselines.pixels.size))
+    return found + [timm_source(model) for model in settings.baselines.timm]
+
+
+def _own(encoder: Encoder, weights: str) -> Source:
+    def build(device: torch.device) -> Embed:
+        return encoder.to(device).pool
+
+    identity = {"weights": weights, "which": encoder.which, "config": _arithmetic(encoder.config)}
+    facts = {"step": encoder.step, "width": encoder.width}
+    return Source(f"{encoder.which} (step {encoder.step})", "run", encoder.image_size, identity, build, facts)
+
+
+def _random(seed: int, like: Encoder, name: str) -> Source:
+    def build(device: torch.device) -> Embed:
+        return checkpoint.random_encoder(like.config, seed, like.which).to(device).pool
+
+    identity = {"random": seed, "which": like.which, "config": _arithmetic(like.config)}
+    return Source(name, "random", like.image_size, identity, build, {"seed": seed, "width": like.width})
+
+
+def _arithmetic(run_config: RunConfig) -> dict[str, Any]:
+    """What of a run's configuration, besides its weights, changes an encoder's numbers."""
+    return {"method": run_config.method, "mean": list(run_config.data.mean), "std": list(run_config.data.std)}
+
+
+# --- around it ----------------------------------------------------------------------------------------------------
+
+
+class _Bar:
+    """A progress bar over all images of all encoders."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._task = progress, progress.add_task("features", total=None)
+
+    def total(self, images: int) -> None:
+        self._progress.update(self._task, total=images)
+
+    def say(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+    def advance(self, images: int) -> None:
+        self._progress.advance(self._task, images)
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[_Bar]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+        yield _Bar(progress)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all: a reader never sees half of a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

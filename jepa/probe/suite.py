@@ -1,0 +1,141 @@
+"""An evaluation suite: which probes, which data, which baselines, and published figures to compare with.
+
+Suites are YAML files in eval/, read strictly. `protocol` names the rules the numbers are made by; it changes whenever
+a change of the program changes numbers, so figures of different protocols are never put in one table unawares.
+
+Protocol 1: features are the mean over patch tokens of the frozen encoder; the image is the largest centred box of the
+encoder's aspect, resized to its input. kNN: cosine, softmax weights, k chosen on val. Linear: L2-regularised logistic
+regression on standardised features, grid chosen on val. Ridge: closed form, penalty chosen on val. All are reported on
+test with percentile intervals of a bootstrap over originals. Accuracy is a fraction, R² is 1 - SSE / SST.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jepa import config, resources
+from jepa.errors import ConfigError
+from jepa.probe.features import FeaturesConfig
+from jepa.probe.knn import KnnConfig
+from jepa.probe.linear import LinearConfig
+from jepa.probe.ridge import RidgeConfig
+from jepa.probe.timm_encoder import TimmConfig
+
+PROTOCOL = "1"
+
+
+@dataclass(frozen=True)
+class SplitsConfig:
+    """Splits of the data set by their use."""
+
+    train: str = "train"  # probes are trained on it
+    val: str = "val"  # settings are chosen on it
+    test: str = "test"  # figures are reported on it
+    max_train: int | None = None  # at most this many training samples, a seeded choice; null: all
+
+    def __post_init__(self) -> None:
+        if len({self.train, self.val, self.test}) < 3:
+            raise ConfigError(
+                f"train={self.train}, val={self.val}, test={self.test}: must be three different splits. "
+                "Settings chosen on the samples they are reported on make figures too good"
+            )
+        if self.max_train is not None and self.max_train < 2:
+            raise ConfigError(f"max_train: got {self.max_train}, allowed: 2 or more, or null")
+
+
+@dataclass(frozen=True)
+class ProbesConfig:
+    """Which probes are run; null leaves one out."""
+
+    knn: KnnConfig | None = None
+    linear: LinearConfig | None = None
+    ridge: RidgeConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.knn or self.linear or self.ridge):
+            raise ConfigError("no probe is asked for: give at least one of knn, linear, ridge ({} takes its defaults)")
+
+
+@dataclass(frozen=True)
+class PixelsConfig:
+    """The raw-pixel baseline."""
+
+    size: tuple[int, int] | None = None  # (height, width) images are shrunk to; null: as seen, at most 32 x 32
+
+
+@dataclass(frozen=True)
+class BaselinesConfig:
+    """What the encoder is compared with, in the same table and by the same rules."""
+
+    pixels: PixelsConfig | None = None
+    random: int = 1  # random initialisations of the same encoder: the run's seed, then the following ones
+    timm: list[TimmConfig] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.random < 0:
+            raise ConfigError(f"random: got {self.random}, allowed: 0 or more")
+
+
+@dataclass(frozen=True)
+class BootstrapConfig:
+    """Intervals."""
+
+    resamples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resamples < 100 or not 0.5 <= self.confidence < 1:
+            raise ConfigError(
+                f"resamples={self.resamples}, confidence={self.confidence}: allowed: resamples from 100, confidence "
+                "from 0.5 to below 1"
+            )
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from the literature, shown beside the measured ones."""
+
+    encoder: str
+    probe: str
+    value: float  # as measured here: accuracy is a fraction
+    source: str  # where it was read
+    metric: str = "top1"
+    note: str = ""  # how its protocol differs
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One evaluation."""
+
+    probes: ProbesConfig
+    name: str = "suite"
+    protocol: Literal["1"] = "1"
+    dataset: str | None = None  # folder made by `jepa data build`; null: the run's own
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
+    published: list[Published] = field(default_factory=list)
+
+
+def load_suite(name: str | Path, overrides: list[str] | None = None) -> Suite:
+    """A suite from a file or a shipped name ("digits"), with ``key.subkey=value`` overrides.
+
+    Raises:
+        ConfigError: no such suite, an unknown key or wrong type, with its place; or another protocol.
+    """
+    path = resources.find("eval", name)
+    values = config.override(config.read(path, kind="eval"), overrides or [])
+    values.setdefault("name", path.stem)
+    if values.get("protocol", PROTOCOL) != PROTOCOL:
+        raise ConfigError(
+            f"{path}: protocol {values['protocol']!r} is not the one this program measures by, {PROTOCOL!r} (as text, "
+            "in quotes). Use the program version that knows it"
+        )
+    try:
+        return config.build(Suite, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
