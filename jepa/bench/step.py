@@ -1,7 +1,8 @@
 """``jepa bench step``: how much of the machine's matrix rate a training step turns into learning.
 
 share of peak = operations the model needs for the tokens of the batch (`jepa.bench.flops`)
-              / (median seconds of a step x best rate of a matmul sweep in the same rounds).
+              / (median seconds of a step x best rate of a matmul sweep in the same rounds);
+a busy machine can only lower it.
 
 Every round runs the sweep, the plain PyTorch baseline (`jepa.bench.plain`) and ours, in alternating order. A step is
 forward, loss, backward, AdamW and EMA on normalised images that lie on the device; reading and decoding are
@@ -60,8 +61,9 @@ def bench_step(settings: StepSettings | None = None, device: str | None = None) 
     """Run the benchmark.
 
     Returns:
-        Figures per precision P ("fp32", "bf16"): P.images_per_s, P.share_of_peak, P.step_ms, P.peak_gflops,
-        P.model_gflop, P.memory_mb, P.plain_images_per_s and P.speedup (with the baseline), and P.ms.PART.
+        Figures per precision P ("fp32", "bf16"): P.images_per_s, P.share_of_peak, P.share_of_peak_best_round,
+        P.step_ms, P.peak_gflops, P.model_gflop, P.memory_mb, with the baseline P.plain_images_per_s and P.speedup,
+        and P.ms.PART.
 
     Raises:
         ConfigError: settings that no model can have, or a device that is not there.
