@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,7 +20,12 @@ import jepa
 from jepa.errors import ConfigError, JepaError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jepa.bench.result import Result
     from jepa.config import Duration, RunConfig
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="jepa",
@@ -41,6 +46,8 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 # the machine's limits, not bugs: no space, no permission, read-only, over quota, too many open files
 SURROUNDINGS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the fastest here.")]
+INTERRUPTED = 130  # what shells call the end by Ctrl-C
 MAIN, LOOK, TOOLS = "The main job", "Checkpoints", "This machine"
 
 
@@ -67,14 +74,12 @@ def data_build(
     recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file or the name of a shipped one (digits).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the data set to.")],
     overrides: Overrides = None,
-    workers: Annotated[int | None, typer.Option(help="Encoding processes; default: one per core, 0: none.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that encode images; 0: this one.")] = 0,
 ) -> None:
     """Turn what a recipe names into shards and a manifest. Run again after an interruption to go on."""
     from jepa.data.build import build
 
-    cores = os.cpu_count() or 1
-    processes = workers if workers is not None else (cores if cores > 1 else 0)
-    manifest = build(recipe, out, overrides=overrides or [], workers=processes)
+    manifest = build(recipe, out, overrides=overrides, workers=workers)
     for name, split in manifest.splits.items():
         typer.echo(f"{name}: {len(split)} images in {len(split.shard_sizes)} shards")
     typer.echo(f"{out} is ready; look at it with `jepa data show {out}`")
@@ -125,9 +130,12 @@ def train(
             "data.path is empty: give the folder of a data set. Build one first, for example "
             f"`jepa data build digits --out data/digits`, then `jepa train {config} data.path=data/digits`"
         )
+    from jepa.monitor import Monitor
     from jepa.train import train as run
 
-    run(settings, folder, resume=resume, extend=longer, init_from=init_from, trace=trace)
+    ended = run(settings, folder, resume=resume, extend=longer, init_from=init_from, trace=trace, monitor=Monitor)
+    if ended.stopped:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _run_settings(
@@ -150,14 +158,18 @@ def _duration(text: str) -> Duration:
 
 @app.command(rich_help_panel=MAIN)
 def probe(
-    run: Annotated[str, typer.Argument(help="A run folder or a checkpoint.")],
+    run: Annotated[Path, typer.Argument(help="A run folder or a checkpoint.")],
     suite: Annotated[str, typer.Option(help="A suite: a YAML file or the name of a shipped one (digits, imagenet).")],
     overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="Where encoders run: auto, cpu, cuda, mps.")] = "auto",
+    as_json: Json = False,
 ) -> None:
     """Probe the frozen encoder: weighted kNN, linear and ridge, with baselines and 95 % intervals."""
+    from jepa.probe import terminal
     from jepa.probe.run import probe as measure
 
-    measure(Path(run), suite, overrides=overrides or [])
+    result = measure(run, suite, overrides, device=device)
+    _print_json(result) if as_json else _print_table(terminal.table(result))
 
 
 @app.command(rich_help_panel=MAIN)
@@ -179,7 +191,8 @@ def demo(
     """The whole job on the embedded digits: data, training, probe, report. Run again after an interruption to go on."""
     from jepa.demo import demo as run
 
-    run(out, seed)
+    if run(out, seed) is None:
+        raise typer.Exit(INTERRUPTED)
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -212,7 +225,8 @@ def import_(
     """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""
     from jepa.export import import_checkpoint
 
-    import_checkpoint(checkpoint, source, to, overrides or [])
+    _print_facts(import_checkpoint(checkpoint, source, to, overrides))
+    typer.echo(f"{to} is a run now: jepa probe {to} --suite NAME dataset=DIR")
 
 
 # --- this machine -------------------------------------------------------------------------------------------------
@@ -229,6 +243,14 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@bench_app.command("step")
+def bench_step(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """A training step against the best matrix product of this machine."""
+    from jepa.bench import step
+
+    _print_figures(step.bench_step(_settings(step.StepSettings, overrides), device), as_json)
+
+
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 
@@ -237,6 +259,22 @@ app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _print_figures(result: Result, as_json: bool) -> None:
+    _print_json(result.to_dict()) if as_json else _print_table(result.table())
+
+
+def _settings(cls: type[T], overrides: list[str] | None) -> T:
+    from jepa import config
+
+    return config.build(cls, config.override({}, overrides or []))
 
 
 def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
@@ -264,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
         _say("error:", str(error))
         return 2
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         return _unexpected(error)
     return _flushed(0)
