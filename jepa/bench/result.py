@@ -139,7 +139,12 @@ def synchronise(device: torch.device) -> None:
 
 
 def interleaved(
-    variants: dict[str, Callable[[], object]], rounds: int, *, warmup: int = 1, device: torch.device | None = None
+    variants: dict[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    device: torch.device | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every variant in every round; odd rounds run them in reverse order.
 
@@ -148,6 +153,8 @@ def interleaved(
         rounds: how often each is timed.
         warmup: untimed rounds before.
         device: synchronised around each timing.
+        clock: seconds that pass; ``time.process_time`` counts only this process's work, for what one thread computes
+            without waiting.
 
     Returns:
         name -> list of `rounds` seconds.
@@ -160,11 +167,11 @@ def interleaved(
         names = list(variants) if number % 2 == 0 else list(reversed(variants))
         for name in names:
             synchronise(where)
-            start = time.perf_counter()
+            start = clock()
             variants[name]()
             synchronise(where)
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
