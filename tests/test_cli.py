@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,17 @@ def run(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.Comp
 
 
 def test_help_answers_well_below_a_second() -> None:
+    """In processor time: on a busy machine the clock on the wall says little about the program."""
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         done = run("--help")
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert done.returncode == 0
     for verb in ("data", "train", "probe", "report", "inspect", "import", "doctor", "bench", "demo"):
         assert verb in done.stdout
-    assert min(seconds) < 1.0, f"the fastest of three took {min(seconds):.2f} s"
+    assert 0 < min(seconds) < 0.7, f"the fastest of three took {min(seconds):.2f} s"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["data", "build", "--help"], ["--version"]])
