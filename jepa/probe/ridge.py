@@ -26,7 +26,7 @@ class RidgeConfig:
     """Which continuous targets, and the grid of penalties."""
 
     targets: tuple[str, ...] = ()  # names in the data set; empty: all it has
-    alpha: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # in units of a feature's variance
+    alpha: tuple[float, ...] = tuple(10.0**e for e in range(-8, 4))  # in units of a feature's variance
 
     def __post_init__(self) -> None:
         if not self.alpha or not all(0 < v < float("inf") for v in self.alpha):

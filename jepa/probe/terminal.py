@@ -1,39 +1,59 @@
-"""The rows of a probe's result as a table for the terminal."""
+"""The result of a probe as a table for the terminal."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-Row = dict[str, Any]
+Result = dict[str, Any]
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Encoders down, probes across; each cell a value with its 95 % interval, accuracies in percent.
+def print_table(result: Result, console: Console | None = None) -> None:
+    """Print what `jepa.probe.run.probe` returns; see `table`."""
+    (console or Console()).print(table(result))
 
-    `result` is what `jepa.probe.run.probe` returns.
+
+def table(result: Result) -> Table:
+    """What `jepa.probe.run.probe` returns as a table: a line for each probe and encoder, published figures below.
+
+    The last column is how far the trained encoder is above the baseline of that line, with a paired interval.
     """
-    rows: list[Row] = result["rows"]
-    columns = list(dict.fromkeys((str(row["probe"]), str(row["metric"])) for row in rows))
-    clusters = max((int(row["n_clusters"]) for row in rows), default=0)
-    samples = max((int(row["n_test"]) for row in rows), default=0)
+    splits = result["dataset"]["splits"]
+    confidence = result["settings"]["bootstrap"]["confidence"]
     made = Table(
-        title=f"{result['suite']}: {result['run']}, {result['checkpoint']}",
-        caption=f"test split: {samples} images of {clusters} originals; 95 % intervals by bootstrap over originals",
+        title=escape(f"{result['suite']} · {result['run']} · {result['checkpoint']}"),
+        caption=(
+            f"Chosen on {splits['val']['n']} validation samples, reported on {splits['test']['n']} test samples of "
+            f"{splits['test']['originals']} originals, with {confidence:.0%} intervals by original. "
+            f"Protocol {result['protocol']}."
+        ),
     )
-    made.add_column("encoder", no_wrap=True)
-    for name, metric in columns:
-        made.add_column(f"{name} {'R²' if metric == 'r2' else metric}", justify="right", no_wrap=True)
-    for encoder in dict.fromkeys(str(row["encoder"]) for row in rows):
-        own = {(str(r["probe"]), str(r["metric"])): r for r in rows if r["encoder"] == encoder}
-        made.add_row(encoder, *(_cell(own.get(column)) for column in columns))
+    for name, right in (("probe", False), ("encoder", False), (r"value \[interval]", True), ("trained − this", True)):
+        made.add_column(name, justify="right" if right else "left", no_wrap=right)
+    probes = list(dict.fromkeys((row["probe"], row["metric"]) for row in result["rows"]))
+    for probe, metric in probes:
+        rows = [row for row in result["rows"] if (row["probe"], row["metric"]) == (probe, metric)]
+        for i, row in enumerate(rows):
+            name = escape(row["encoder"])
+            name = name if row["baseline"] else f"[bold]{name}[/bold]"
+            gap = _figure(row["gap"], metric, sign=True) if "gap" in row else ""
+            made.add_row(f"{probe} {metric}" if i == 0 else "", name, _figure(row, metric), gap)
+        for figure in result["published"]:
+            if (figure["probe"], figure["metric"]) == (probe, metric):
+                note = f"; {figure['note']}" if figure["note"] else ""
+                words = escape(f"{figure['encoder']} (published: {figure['source']}{note})")
+                made.add_row("", f"[dim]{words}[/dim]", f"[dim]{_value(figure['value'], metric)}[/dim]", "")
+        made.add_section()
     return made
 
 
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    scale, decimals = (1, 2) if row["metric"] == "r2" else (100, 1)
-    value, low, high = (f"{scale * row[key]:.{decimals}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]".replace("[", "\\[")  # an opening bracket is markup to rich
+def _value(value: float, metric: str, sign: bool = False) -> str:
+    return f"{100 * value:{'+' if sign else ''}.1f} %" if metric == "top1" else f"{value:{'+' if sign else ''}.3f}"
+
+
+def _figure(ends: dict[str, Any], metric: str, sign: bool = False) -> str:
+    low, high = (_value(ends[k], metric).removesuffix(" %") for k in ("low", "high"))
+    return rf"{_value(ends['value'], metric, sign)} [dim]\[{low}, {high}][/dim]"
