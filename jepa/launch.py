@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,6 +232,7 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
     """
     settings = plan.config.train
     made = Accelerator(
+        cpu=environment.device_type() == "cpu",  # several CPU processes are a group for accelerate only when told so
         mixed_precision=plan.precision if plan.precision in environment.DTYPES else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop scales its losses itself
         kwargs_handlers=[
@@ -287,7 +289,10 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     if settings.compile:
         for part in method.children():  # in place, so that names in the state dict stay as they are
             part.compile()
-    wrapped = accelerator.prepare_model(method)
+    with warnings.catch_warnings():
+        # The option's successor would still send buffers around at the start, and accelerate does not know it yet.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        wrapped = accelerator.prepare_model(method)
     optimizer = optim.build_optimizer(method, plan.config.optim)
     state: dict[str, Any] = {}
     if start.resumed and start.checkpoint is not None:

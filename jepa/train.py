@@ -1,6 +1,6 @@
 """Pretraining: one loop for every method, on a CPU, one GPU, or many under `accelerate launch`.
 
-Reads top to bottom in the order of a run: validate everything, take the run folder, build, loop, stop.
+In the order of a run: validate everything, take the run folder, build, loop, stop.
 
 Only the model passes through accelerate: it re-shards prepared loaders and steps prepared schedulers once per
 process. Batches come from sample numbers and rates from the step (see jepa.data and jepa.optim), so there is no
