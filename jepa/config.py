@@ -258,7 +258,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, safely loaded; errors name the file and line."""
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+        values = yaml.load(text, _Loader)  # _Loader is a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -324,9 +324,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     return values
 
 
-def load(
-    name: str | Path, overrides: list[str] | None = None, overlays: list[str] | None = None
-) -> RunConfig:
+def load(name: str | Path, overrides: list[str] | None = None, overlays: list[str] | None = None) -> RunConfig:
     """A run configuration from a file or a shipped name, with overlays and overrides applied.
 
     Raises:

@@ -21,9 +21,7 @@ _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 Index = int | npt.NDArray[np.int64]
 
 
-def philox4x32(
-    counter: tuple[npt.NDArray[np.uint64], ...], key: tuple[int, int]
-) -> tuple[npt.NDArray[np.uint64], ...]:
+def philox4x32(counter: tuple[npt.NDArray[np.uint64], ...], key: tuple[int, int]) -> tuple[npt.NDArray[np.uint64], ...]:
     """Ten rounds of Philox4x32 on four broadcastable uint64 arrays holding 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -67,7 +65,7 @@ def uniform(stream: str, seed: int, index: Index, draws: int, *, sub: Index = 0)
     Returns:
         float64 of shape (draws,) for a scalar index, else (B, draws), on a grid of 2**-32.
     """
-    out = (words(stream, seed, index, draws, sub=sub) + 0.5) * 2.0**-32
+    out: npt.NDArray[np.float64] = np.add(words(stream, seed, index, draws, sub=sub), 0.5, dtype=np.float64) * 2.0**-32
     return out if np.ndim(index) else out[0]
 
 

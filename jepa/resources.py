@@ -37,7 +37,7 @@ def find(kind: str, name: str | Path) -> Path:
     if path.is_file():
         return path
     shipped = folder(kind) / f"{path.stem if path.suffix == '.yaml' else path.name}.yaml"
-    if shipped.is_file() and path.parent in (Path("."), Path(kind)):
+    if shipped.is_file() and path.parent in (Path(), Path(kind)):
         return shipped
     known = names(kind)
     near = difflib.get_close_matches(path.stem, known, n=1)

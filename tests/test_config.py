@@ -80,7 +80,9 @@ def test_a_duration_replaces_another(tmp_path: Path) -> None:
 
 
 def test_extends_overlay_override_in_that_order(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("seed: 1\noptim: {lr: 0.1, betas: [0.8, 0.9]}\nmethod: {name: ijepa, ema: [0, 1]}")
+    (tmp_path / "base.yaml").write_text(
+        "seed: 1\noptim: {lr: 0.1, betas: [0.8, 0.9]}\nmethod: {name: ijepa, ema: [0, 1]}"
+    )
     child = tmp_path / "child.yaml"
     child.write_text("extends: base\noptim: {betas: [0.5, 0.6]}\nseed: 2")
     run = config.load(child, ["method.ema=[0.1, 0.2]"])

@@ -43,9 +43,7 @@ def check(masks: Masks, sampler: ExactSampler, count: int) -> None:
 def test_properties_over_sizes(
     grid: tuple[int, int], targets: int, contexts: int, scale: float, keep: float, g0: int, step: int
 ) -> None:
-    spec = MultiBlockConfig(
-        targets=targets, contexts=contexts, target_scale=(scale * 0.8, scale), context_keep=keep
-    )
+    spec = MultiBlockConfig(targets=targets, contexts=contexts, target_scale=(scale * 0.8, scale), context_keep=keep)
     try:
         sampler = ExactSampler(spec, grid, seed=1)
     except ConfigError as error:

@@ -81,7 +81,7 @@ class Method(nn.Module):
         """Turn activation checkpointing on or off in every transformer block."""
         for module in self.modules():
             if hasattr(module, "activation_checkpointing"):
-                module.activation_checkpointing = enabled
+                setattr(module, "activation_checkpointing", enabled)  # noqa: B010 - a plain flag, not a submodule
 
 
 def known() -> list[str]:

@@ -29,7 +29,7 @@ from jepa.nn.vit import EncoderConfig, VisionTransformer
 
 
 @dataclass(frozen=True)
-class Config:
+class IJEPAConfig:
     """I-JEPA's own settings."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -46,10 +46,10 @@ class Config:
 class IJEPA(Method):
     """Context encoder, EMA target encoder, predictor."""
 
-    Config = Config
-    config: Config
+    Config = IJEPAConfig
+    config: IJEPAConfig
 
-    def __init__(self, config: Config, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: IJEPAConfig, image_size: tuple[int, int]) -> None:
         super().__init__(config, image_size)
         self.encoder = VisionTransformer(config.encoder, image_size)
         self.predictor = Predictor(

@@ -44,9 +44,7 @@ class Predictor(nn.Module):
         self.predictor_embed = nn.Linear(encoder_width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("predictor_pos_embed", sincos_table(config.width, grid))
-        self.predictor_blocks = nn.ModuleList(
-            Block(config.width, heads, config.mlp_ratio) for _ in range(config.depth)
-        )
+        self.predictor_blocks = nn.ModuleList(Block(config.width, heads, config.mlp_ratio) for _ in range(config.depth))
         self.predictor_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.predictor_proj = nn.Linear(config.width, encoder_width)
         init_transformer(self, self.predictor_blocks)

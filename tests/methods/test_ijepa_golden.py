@@ -8,7 +8,7 @@ import torch
 
 from jepa import config, losses, optim
 from jepa.masks import Masks, MultiBlockConfig, ReferenceSampler
-from jepa.methods.ijepa import IJEPA, Config
+from jepa.methods.ijepa import IJEPA, IJEPAConfig
 from tests import golden_set
 
 
@@ -26,7 +26,7 @@ def make(fixture: str = "ijepa_forward") -> IJEPA:
         "ema": [0.9, 1.0],
     }
     size = model["img"]
-    return IJEPA(config.build(Config, values), (size, size))
+    return IJEPA(config.build(IJEPAConfig, values), (size, size))
 
 
 def load(method: IJEPA, tensors: dict[str, torch.Tensor], target: str) -> None:

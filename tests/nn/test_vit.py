@@ -17,7 +17,10 @@ def tiny(patch: int | list[int] = 4, image: tuple[int, int] = (16, 24)) -> Visio
     return VisionTransformer(config.build(EncoderConfig, values), image)
 
 
-@pytest.mark.parametrize(("size", "millions"), [("tiny", 5.5), ("small", 21.6), ("base", 85.7), ("large", 303.1), ("huge", 630.8), ("giant", 1011.4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [("tiny", 5.5), ("small", 21.6), ("base", 85.7), ("large", 303.1), ("huge", 630.8), ("giant", 1011.4)],
+)
 def test_sizes_on_meta(size: str, millions: float) -> None:
     """Parameter counts without class token and head, at patch 14 for the two largest and 16 for the rest."""
     patch = 14 if size in ("huge", "giant") else 16
@@ -87,7 +90,9 @@ def test_normalise(dtype: torch.dtype) -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     given = pixels if dtype == torch.uint8 else pixels / 255
     got = Normalise((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))(given)
-    want = (pixels / 255 - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1)
+    want = (pixels / 255 - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(
+        1, 3, 1, 1
+    )
     torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
 
 
