@@ -251,6 +251,22 @@ def bench_step(overrides: Overrides = None, device: Device = None, as_json: Json
     _print_figures(step.bench_step(_settings(step.StepSettings, overrides), device), as_json)
 
 
+@bench_app.command("data")
+def bench_data(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Reading, decoding and cropping against the bare decoders; opening and resuming."""
+    from jepa.bench import data
+
+    _print_figures(data.bench_data(_settings(data.DataSettings, overrides)), as_json)
+
+
+@bench_app.command("masks")
+def bench_masks(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Drawing the masks of a batch."""
+    from jepa.bench import masks
+
+    _print_figures(masks.bench_masks(_settings(masks.MasksSettings, overrides)), as_json)
+
+
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 

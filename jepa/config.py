@@ -53,14 +53,14 @@ class DataConfig:
     """What is read and how it is cropped."""
 
     path: str = ""  # folder made by `jepa data build`
-    split: str = "train"
+    split: str = "train"  # split that is trained on
     image_size: tuple[int, int] = (224, 224)  # (height, width); one number means square
     crop_scale: tuple[float, float] = (0.3, 1.0)  # share of the image's area
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # width / height
     hflip: float = 0.0  # probability of a horizontal flip
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # how crops are resized; antialiased
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of red, green and blue in 0..1, subtracted on the device
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by after that
     workers: int = 2  # decoding processes per rank; 0 decodes in the training process
     prefetch: int = 2  # batches each worker keeps ready
     shuffle_shards: int = 16  # samples are shuffled inside blocks of this many neighbouring (permuted) shards
@@ -72,16 +72,16 @@ class DataConfig:
 class OptimConfig:
     """AdamW with warm-up and cosine decay; all values are pure functions of the step."""
 
-    lr: float = 1e-3
-    start_lr: float = 2e-4
-    final_lr: float = 1e-6
-    warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    lr: float = 1e-3  # highest learning rate, reached at the end of the warm-up
+    start_lr: float = 2e-4  # learning rate the warm-up starts from
+    final_lr: float = 1e-6  # learning rate at the end of the schedule
+    warmup: Duration = field(default_factory=lambda: Duration(epochs=40))  # linear from start_lr to lr, then cosine
+    weight_decay: float = 0.04  # at the start; of matrices only, not of biases and norms
+    final_weight_decay: float = 0.4  # at the end of the schedule, reached along a cosine
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's running averages of gradient and square
+    eps: float = 1e-8  # AdamW's guard against division by zero
     clip_norm: float | None = None  # global gradient norm; null: off
-    schedule_scale: float = 1.0  # schedules are laid out over this multiple of the duration (I-JEPA: 1.25)
+    schedule_scale: float = 1.0  # schedules are laid out over this multiple of the duration (I-JEPA: 1, V-JEPA: 1.25)
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class TrainConfig:
 
     batch: int = 2048  # global batch, over all ranks
     micro_batch: int | None = None  # most samples per rank at once; accumulation is derived from it
-    duration: Duration = field(default_factory=lambda: Duration(epochs=300))
+    duration: Duration = field(default_factory=lambda: Duration(epochs=300))  # length of the training
     precision: Precision = "auto"  # bf16 where the hardware multiplies in it, else fp32
-    compile: bool = False
-    activation_checkpointing: bool = False
-    checkpoint_every: Duration = field(default_factory=lambda: Duration(epochs=1))
+    compile: bool = False  # torch.compile the method
+    activation_checkpointing: bool = False  # less memory for more work: blocks are run again in backward
+    checkpoint_every: Duration = field(default_factory=lambda: Duration(epochs=1))  # also at the end
     keep: int = 2  # newest checkpoints kept; 0 keeps all
     keep_every: Duration | None = None  # checkpoints at multiples of this are kept for good
     log_every: int = 10  # steps between lines in metrics.jsonl
@@ -106,10 +106,10 @@ class TrainConfig:
 class MonitorConfig:
     """Health while training."""
 
-    every: Duration = field(default_factory=lambda: Duration(epochs=1))
+    every: Duration = field(default_factory=lambda: Duration(epochs=1))  # also before the first step
     samples: int = 512  # images used for rank, std and online kNN queries
     knn_bank: int = 2048  # labelled images in the online kNN's bank (0: no kNN)
-    knn_k: int = 20
+    knn_k: int = 20  # neighbours that vote
     split: str | None = "val"  # split the kNN queries come from; null or missing: no kNN
 
 
@@ -117,13 +117,13 @@ class MonitorConfig:
 class RunConfig:
     """One run."""
 
-    name: str = "run"
-    seed: int = 0
+    name: str = "run"  # of the run, and of its folder under runs/; default: the file's name
+    seed: int = 0  # of everything random in the run
     method: dict[str, Any] = field(default_factory=lambda: {"name": "ijepa"})  # name + the method's own Config
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # what is read and how it is cropped
+    optim: OptimConfig = field(default_factory=OptimConfig)  # AdamW and its schedules
+    train: TrainConfig = field(default_factory=TrainConfig)  # the loop
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)  # health while training
 
 
 # --- strict construction ------------------------------------------------------------------------------------------

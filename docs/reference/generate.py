@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import io
 import tokenize
@@ -17,8 +18,10 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
+
 from jepa import config
-from jepa.data import recipe
+from jepa.data import recipe, sources
 from jepa.methods import base
 from jepa.probe import suite
 
@@ -38,13 +41,16 @@ def render() -> str:
         cls, _ = base.resolve({"name": name})
         parts += _tables(f"Method `{name}`", "method", cls.Config)
     parts += _tables("Data set recipe (`datasets/*.yaml`)", "", recipe.Recipe)
+    for kind in sources.KINDS:
+        options = importlib.import_module(f"jepa.data.sources.{kind}").Config
+        parts += _tables(f"Source `kind: {kind}`", "source", options)
     parts += _tables("Probe suite (`eval/*.yaml`)", "", suite.Suite)
     return "\n".join(parts)
 
 
 def _tables(title: str, where: str, root: type[Any]) -> list[str]:
     """A heading, then one table for the class and one for every dataclass its fields are made of."""
-    lines = [f"\n## {title}\n"]
+    lines = [f"## {title}\n"]
     waiting, done = [(where, root)], set()
     while waiting:
         place, cls = waiting.pop(0)
@@ -109,7 +115,7 @@ def _type(hint: Any) -> str:
     if origin is dict or hint is dict:
         return "mapping"
     if dataclasses.is_dataclass(hint):
-        return "section, see below"
+        return "section"
     return "any" if hint is Any else str(getattr(hint, "__name__", hint))
 
 
@@ -124,6 +130,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return f"`{config.to_dict(value)}`".replace("'", "")
     if dataclasses.is_dataclass(value):
         return ""
+    if isinstance(value, dict):
+        return f"`{yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()}`"
     if isinstance(value, tuple | list):
         return f"`[{', '.join(map(_short, value))}]`"
     return f"`{_short(value)}`"

@@ -31,8 +31,8 @@ class SplitsConfig:
 class ShardsConfig:
     """How samples are packed into tars; a tar is closed when either limit is reached."""
 
-    max_samples: int = 1000
-    max_bytes: int = 300_000_000
+    max_samples: int = 1000  # samples in a tar
+    max_bytes: int = 300_000_000  # bytes in a tar
     shuffle: bool = True  # samples go to shards in a keyed random order, so that neighbours are not of one class
 
     def __post_init__(self) -> None:
@@ -60,12 +60,12 @@ class ImageConfig:
 class Recipe:
     """One dataset. `source` holds its kind and that kind's own options."""
 
-    name: str
-    source: dict[str, Any]
-    licence: str = "not stated"
-    splits: SplitsConfig = field(default_factory=SplitsConfig)
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
-    image: ImageConfig = field(default_factory=ImageConfig)
+    name: str  # of the data set and its shards
+    source: dict[str, Any]  # kind, and that kind's own options: see below
+    licence: str = "not stated"  # copied into the manifest
+    splits: SplitsConfig = field(default_factory=SplitsConfig)  # splits that the source does not give by itself
+    shards: ShardsConfig = field(default_factory=ShardsConfig)  # how samples are packed
+    image: ImageConfig = field(default_factory=ImageConfig)  # what is done to an image before it is written
 
     def __post_init__(self) -> None:
         check_name(self.name, "dataset")

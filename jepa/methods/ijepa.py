@@ -32,11 +32,15 @@ from jepa.nn.vit import EncoderConfig, VisionTransformer
 class IJEPAConfig:
     """I-JEPA's own settings."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    masks: masks.MultiBlockConfig = field(default_factory=masks.MultiBlockConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # context and target encoder
+    predictor: PredictorConfig = field(
+        default_factory=PredictorConfig
+    )  # context tokens and target positions to target tokens
+    masks: masks.MultiBlockConfig = field(
+        default_factory=masks.MultiBlockConfig
+    )  # which tokens are context, which targets
     ema: tuple[float, float] = (0.996, 1.0)  # target encoder's momentum, from the first to the last step
-    loss: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
+    loss: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"  # distance of predicted and target embeddings
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in self.ema):

@@ -19,10 +19,10 @@ from jepa.nn.tokens import gather_tokens, sincos_table
 class PredictorConfig:
     """The predictor's size."""
 
-    depth: int = 6
-    width: int = 384
+    depth: int = 6  # blocks
+    width: int = 384  # of its tokens; narrower than the encoder
     heads: int | None = None  # default: as many as the encoder
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 4.0  # hidden width of the MLP / width
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 4 or self.width % 4:

@@ -30,12 +30,12 @@ SIZES: dict[str, tuple[int, int, int, float]] = {  # width, depth, heads, MLP ra
 class EncoderConfig:
     """A ViT: a named size, any part of which can be set by hand."""
 
-    size: Size = "base"
+    size: Size = "base"  # sets width, depth, heads and mlp_ratio
     patch: tuple[int, int] = (16, 16)  # patch (height, width) in pixels; one number means square
     width: int | None = None  # default: the size's
-    depth: int | None = None
-    heads: int | None = None
-    mlp_ratio: float | None = None
+    depth: int | None = None  # blocks; default: the size's
+    heads: int | None = None  # attention heads; default: the size's
+    mlp_ratio: float | None = None  # hidden width of the MLP / width; default: the size's
 
     def __post_init__(self) -> None:
         width, depth, heads, ratio = self.resolved()

@@ -21,7 +21,7 @@ class KnnConfig:
     """Grid of neighbours and the votes' temperature."""
 
     k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)  # above the number of training samples: all of them
-    temperature: float = 0.07
+    temperature: float = 0.07  # of the votes' weights, exp(cosine / temperature)
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:

@@ -49,9 +49,9 @@ class SplitsConfig:
 class ProbesConfig:
     """Which probes are run; null leaves one out."""
 
-    knn: KnnConfig | None = None
-    linear: LinearConfig | None = None
-    ridge: RidgeConfig | None = None
+    knn: KnnConfig | None = None  # weighted kNN of the class
+    linear: LinearConfig | None = None  # linear classifier of the class
+    ridge: RidgeConfig | None = None  # ridge regression of continuous targets
 
     def __post_init__(self) -> None:
         if not (self.knn or self.linear or self.ridge):
@@ -69,9 +69,9 @@ class PixelsConfig:
 class BaselinesConfig:
     """What the encoder is compared with, in the same table and by the same rules."""
 
-    pixels: PixelsConfig | None = None
+    pixels: PixelsConfig | None = None  # raw pixels; null leaves them out, {} takes the defaults
     random: int = 1  # random initialisations of the same encoder: the run's seed, then the following ones
-    timm: list[TimmConfig] = field(default_factory=list)
+    timm: list[TimmConfig] = field(default_factory=list)  # models of timm
 
     def __post_init__(self) -> None:
         if self.random < 0:
@@ -82,9 +82,9 @@ class BaselinesConfig:
 class BootstrapConfig:
     """Intervals."""
 
-    resamples: int = 2000
-    confidence: float = 0.95
-    seed: int = 0
+    resamples: int = 2000  # how often the originals are drawn anew
+    confidence: float = 0.95  # share inside the interval
+    seed: int = 0  # of the draws
 
     def __post_init__(self) -> None:
         if self.resamples < 100 or not 0.5 <= self.confidence < 1:
@@ -98,11 +98,11 @@ class BootstrapConfig:
 class Published:
     """A figure from the literature, shown beside the measured ones."""
 
-    encoder: str
-    probe: str
+    encoder: str  # what was measured
+    probe: str  # name of the probe's row, e.g. linear
     value: float  # as measured here: accuracy is a fraction
     source: str  # where it was read
-    metric: str = "top1"
+    metric: str = "top1"  # top1 or r2
     note: str = ""  # how its protocol differs
 
 
@@ -110,15 +110,15 @@ class Published:
 class Suite:
     """One evaluation."""
 
-    probes: ProbesConfig
-    name: str = "suite"
-    protocol: Literal["1"] = "1"
+    probes: ProbesConfig  # which probes are run
+    name: str = "suite"  # of the result file; default: the suite's file name
+    protocol: Literal["1"] = "1"  # rules the numbers are made by
     dataset: str | None = None  # folder made by `jepa data build`; null: the run's own
-    splits: SplitsConfig = field(default_factory=SplitsConfig)
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
-    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
-    published: list[Published] = field(default_factory=list)
+    splits: SplitsConfig = field(default_factory=SplitsConfig)  # which splits are used for what
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)  # how features are computed
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)  # what the encoder is compared with
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)  # intervals
+    published: list[Published] = field(default_factory=list)  # figures from the literature to show beside
 
 
 def load_suite(name: str | Path, overrides: list[str] | None = None) -> Suite:

@@ -37,9 +37,11 @@ class Config:
     clutter_contrast: float = 0.25  # the same for fragments
     ink: Literal["light", "dark", "both"] = "light"  # digit and fragments against the background; both: each by chance
     gradient: float = 0.2  # how far the background's colour drifts across the picture (0 to 1)
-    samples: dict[str, int] = field(default_factory=lambda: {"train": 12000, "val": 2000, "test": 3000})
-    originals: dict[str, float] = field(default_factory=lambda: {"train": 0.6, "val": 0.15, "test": 0.25})
-    seed: int = 0
+    samples: dict[str, int] = field(default_factory=lambda: {"train": 12000, "val": 2000, "test": 3000})  # pictures
+    originals: dict[str, float] = field(
+        default_factory=lambda: {"train": 0.6, "val": 0.15, "test": 0.25}
+    )  # of the 1,797
+    seed: int = 0  # of all pictures
 
     def __post_init__(self) -> None:
         low, high = self.digit

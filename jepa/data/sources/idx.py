@@ -29,7 +29,9 @@ class Config:
     """Where the files are. Each is looked for as it is, with .gz, and with . instead of - before idx."""
 
     path: str = ""  # the folder; give it as source.path=/my/mnist
-    splits: dict[str, dict[str, str]] = field(default_factory=lambda: {k: dict(v) for k, v in _USUAL.items()})
+    splits: dict[str, dict[str, str]] = field(
+        default_factory=lambda: {k: dict(v) for k, v in _USUAL.items()}
+    )  # files of each split
     classes: list[str] | None = None  # names; null: the numbers themselves
 
     def __post_init__(self) -> None:
