@@ -34,6 +34,7 @@ from jepa.data import TrainData, derive_accumulation
 from jepa.errors import ConfigError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
+from jepa.nn.memory import keep_freed_memory
 
 T = TypeVar("T")
 # Longer than the slowest checkpoint or health check of rank 0, during which the others wait in a collective.
@@ -254,6 +255,8 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
             )
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        if made.device.type == "cpu":
+            keep_freed_memory()
         if settings.trackers:
             made.init_trackers(plan.config.name.replace("/", "-") or "run")
         yield made

@@ -46,8 +46,8 @@ def bench_data(settings: DataSettings | None = None) -> Result:
     """Run the benchmark in a temporary folder.
 
     Returns:
-        Figures: ceiling, loader (one process) and workers in images/s; share_of_ceiling = loader / ceiling; the same
-        by processor time as cpu_ceiling, cpu_loader, cpu_share_of_ceiling; manifest.open_ms, manifest.first_index_ms;
+        Figures: ceiling, loader (one process) and workers in images/s; share_of_ceiling = loader / ceiling; share_of_torchvision is
+        held against the slower of the two bare loops; the same by processor time as cpu_...; manifest.open_ms, manifest.first_index_ms;
         resume.POSITION_ms and resume.slowest_ms.
 
     Raises:
@@ -115,6 +115,8 @@ def _throughput(result: Result, wanted: DataSettings, manifest: Manifest, worker
         result.add(f"{prefix}ceiling", count / median(ceiling), unit, f"bare decode and crop on one core; {what}")
         result.add(f"{prefix}loader", count / median(seconds["loader"]), unit, f"from shards, one process; {what}")
         result.add(f"{prefix}share_of_ceiling", median(shares), "", "loader / ceiling, median over the rounds")
+        usual = median(seconds["bare"]) / median(seconds["loader"])
+        result.add(f"{prefix}share_of_torchvision", usual, "", "loader / the bare loop with torchvision's own crop")
     if workers:
         rate = workers_rate(TrainData(_config(manifest.root, wanted, workers), seed=0), wanted, workers)
         result.add("workers", rate, "images/s", f"with {workers} worker processes, after the first batches")

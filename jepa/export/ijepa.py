@@ -59,7 +59,8 @@ def convert(path: Path | str, out: Path | str, overrides: list[str] | None = Non
             where it was not ImageNet's.
 
     Returns:
-        The import record, as written to ``out/import.json``.
+        What was imported: layout, file, origin, counts of keys with the reasons of ignored ones, what was filled.
+        ``out/import.json`` holds the same and every key with what became of it.
 
     Raises:
         CheckpointError: unreadable or unsafe file, keys that are neither used nor ignorable, weights that do not
@@ -281,7 +282,7 @@ def _write(
     record = summary | {"used_keys": ledger.used, "ignored_keys": ledger.ignored}
     text = json.dumps(record, indent=1, allow_nan=False)
     (folder / "import.json").write_text(text + "\n", encoding="utf-8")
-    return record
+    return summary
 
 
 def _weights(foreign: files.Foreign, ledger: Ledger) -> list[str]:
