@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,6 @@ def _tile(data: bytes, side: int) -> Image.Image:
 
 
 def _png(sheet: Image.Image) -> bytes:
-    import io
-
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()
