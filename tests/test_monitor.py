@@ -292,7 +292,7 @@ COLLAPSING = [
         (4.56, 0.0664, 0.995),
         (4.33, 0.0672, 0.995),
         (4.28, 0.0689, 0.994),
-    ]  # fmt: skip
+    ]
 ]
 # recorded every 75 steps from the same with momentum 0.998 and learning rate 5e-4
 HEALTHY = [
@@ -306,7 +306,7 @@ HEALTHY = [
         (21.3, 0.359, 0.784),
         (19.8, 0.363, 0.801),
         (19.0, 0.364, 0.807),
-    ]  # fmt: skip
+    ]
 ]
 
 

@@ -54,7 +54,9 @@ def timm_source(config: TimmConfig) -> Source:
     size = config.image_size or _own_size(settings)
 
     def build(device: torch.device) -> Embed:
-        return _Pooled(_create(config, size), config.pool).eval().to(device)
+        model = _Pooled(_create(config, size), config.pool).eval().to(device)
+        _try(model, config.model, size, device)
+        return model
 
     state = "pretrained" if config.pretrained else f"random, seed {config.seed}"
     identity = {
@@ -90,8 +92,24 @@ def _create(config: TimmConfig, size: tuple[int, int]) -> nn.Module:
                     f"the pretrained weights of timm model {config.model!r} cannot be loaded: {_short(error)}. They "
                     f"are downloaded once and then cached. Go online once with this model, {hint}"
                 ) from None
-            raise ConfigError(f"timm model {config.model!r} does not take images of {size}: {_short(error)}") from None
+            raise _unfit(config.model, size, _short(error)) from None
     return model
+
+
+def _try(model: nn.Module, name: str, size: tuple[int, int], device: torch.device) -> None:
+    """One black image: a size that the model was not made for shows in an error, or in a mean over no token."""
+    try:
+        with torch.inference_mode():
+            fine = bool(torch.isfinite(model(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))).all())
+        reason = "" if fine else "its features are not finite there"
+    except Exception as error:  # models check their input in many ways
+        reason = _short(error)
+    if reason:
+        raise _unfit(name, size, reason)
+
+
+def _unfit(name: str, size: tuple[int, int], reason: str) -> ConfigError:
+    return ConfigError(f"timm model {name!r} does not take images of {size[0]}×{size[1]}: {reason}. Set image_size")
 
 
 def _short(error: Exception) -> str:
