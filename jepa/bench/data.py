@@ -46,9 +46,9 @@ def bench_data(settings: DataSettings | None = None) -> Result:
     """Run the benchmark in a temporary folder.
 
     Returns:
-        Figures: ceiling, loader (one process) and workers in images/s; share_of_ceiling = loader / ceiling; share_of_torchvision is
-        held against the slower of the two bare loops; the same by processor time as cpu_...; manifest.open_ms, manifest.first_index_ms;
-        resume.POSITION_ms and resume.slowest_ms.
+        Figures: ceiling, loader (one process) and workers in images/s; share_of_ceiling = loader / ceiling, and
+        share_of_torchvision against the bare loop with torchvision's own crop; the same by processor time as
+        cpu_...; manifest.open_ms, manifest.first_index_ms; resume.POSITION_ms and resume.slowest_ms.
 
     Raises:
         ConfigError: settings that cannot be measured.

@@ -43,10 +43,12 @@ class _Block(nn.Module):
 
 
 class _Encoder(nn.Module):
+    position: Tensor
+
     def __init__(self, g: Geometry) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, g.width, g.patch, g.patch)
-        self.position = nn.Parameter(torch.randn(1, g.tokens, g.width) * 0.02, requires_grad=False)
+        self.register_buffer("position", torch.randn(1, g.tokens, g.width) * 0.02)
         self.blocks = nn.ModuleList(_Block(g.width, g.heads, g.hidden) for _ in range(g.depth))
         self.norm = nn.LayerNorm(g.width, eps=1e-6)
 
@@ -61,11 +63,13 @@ class _Encoder(nn.Module):
 
 
 class _Predictor(nn.Module):
+    position: Tensor
+
     def __init__(self, g: Geometry) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(g.width, g.predictor_width), nn.Linear(g.predictor_width, g.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, g.predictor_width))
-        self.position = nn.Parameter(torch.randn(1, g.tokens, g.predictor_width) * 0.02, requires_grad=False)
+        self.register_buffer("position", torch.randn(1, g.tokens, g.predictor_width) * 0.02)
         self.blocks = nn.ModuleList(
             _Block(g.predictor_width, g.predictor_heads, g.predictor_hidden) for _ in range(g.predictor_depth)
         )
@@ -90,7 +94,7 @@ class PlainIJEPA:
         self.encoder = _Encoder(geometry).to(device)
         self.predictor = _Predictor(geometry).to(device)
         self.target = copy.deepcopy(self.encoder)
-        trained = [p for m in (self.encoder, self.predictor) for p in m.parameters() if p.requires_grad]
+        trained = [p for m in (self.encoder, self.predictor) for p in m.parameters()]
         self.optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05, foreach=False, fused=False)
 
     def step(self, images: Tensor, context: list[Tensor], targets: list[Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ def load_method(run: Path) -> IJEPA:
     path = checkpoint.latest(run)
     settings = checkpoint.read_config(path)
     method = base.create(settings.method, settings.data.image_size)
-    checkpoint.load(path, method)
+    checkpoint.load_model(path, method)
     assert isinstance(method, IJEPA)
     return method
 
