@@ -216,6 +216,6 @@ def _in_workers(pool: ProcessPoolExecutor, tasks: Sequence[Any], ahead: int) -> 
             yield from waiting.popleft().result()
     except BrokenProcessPool:
         raise DataError(
-            "an encoding process was killed, most likely for want of memory. Run the same command again with fewer "
-            "workers; finished shards are kept"
+            "an encoding process died, most likely for want of memory. Run the same command again with fewer workers; "
+            "finished shards are kept. In a script of your own, call build() below `if __name__ == '__main__':`"
         ) from None

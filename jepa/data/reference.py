@@ -74,8 +74,8 @@ def carve(given: dict[str, list[Piece]], missing: dict[str, float], seed: int) -
     pool = given.pop("") if "" in given else given.pop("train", [])
     chosen: dict[str, list[Piece]] = {name: [] for name in ("train", *missing)}
     for piece in pool:
-        tar = Path(piece.entry.path).name
-        names = np.array([choose(f"{tar}/{k.decode('utf-8')}", missing, seed) for k in piece.arrays["keys"].tolist()])
+        # by original, not by sample: two cuts of one picture must not end up on both sides
+        names = np.array([choose(str(n), missing, seed) for n in piece.arrays["originals"].tolist()], dtype=object)
         for split in chosen:
             chosen[split].append(piece.take(names == split))
     splits = {**chosen, **given}

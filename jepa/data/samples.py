@@ -5,68 +5,24 @@ Shapes: B samples, H W image height and width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from jepa import keyed
 from jepa.config import DataConfig
 from jepa.data import augment, decode
-from jepa.data.batch import Batch
 from jepa.data.manifest import Manifest
 from jepa.data.order import Order
 from jepa.data.quarantine import Bad
+from jepa.data.workers import Loaded
 from jepa.errors import ConfigError, DataError, TrainingError
 
 Int64 = npt.NDArray[np.int64]
 ATTEMPTS = 20  # substitutes tried for one slot before the dataset is taken for unreadable
-
-
-def empty_images(count: int, size: tuple[int, int]) -> Tensor:
-    """An uninitialised uint8 buffer (count, 3, H, W), stored height-width-channel as the resize writes it.
-
-    In a worker it lies in shared memory, so that handing it to the training process copies nothing.
-    """
-    shape, strides = (count, 3, *size), (3 * size[0] * size[1], 1, 3 * size[1], 3)
-    if get_worker_info() is None:
-        return torch.empty_strided(shape, strides, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * 3 * size[0] * size[1], device="cpu")  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape, strides)
-
-
-@dataclass
-class Loaded:
-    """What a worker hands over for one micro-batch; small columns stay numpy, which crosses processes cheaply."""
-
-    images: Tensor  # (B, 3, H, W) uint8
-    labels: Int64
-    g: Int64
-    index: Int64
-    bad: list[Bad] = field(default_factory=list)
-    trace: list[dict[str, Any]] | None = None
-    error: Exception | None = None  # travels as a value: the DataLoader would bury its message in a traceback
-
-    def pin_memory(self) -> Loaded:
-        """The same with the images in page-locked memory; the DataLoader calls this."""
-        return replace(self, images=self.images.pin_memory())
-
-    def batch(self) -> Batch:
-        """As a Batch, or the worker's error raised here."""
-        if self.error is not None:
-            raise self.error
-        labels, g, index = (torch.from_numpy(np.ascontiguousarray(c)) for c in (self.labels, self.g, self.index))
-        return Batch(self.images, labels, g, index, trace=self.trace)
-
-
-def failed(error: Exception) -> Loaded:
-    nothing = np.empty(0, dtype=np.int64)
-    return Loaded(torch.empty(0, dtype=torch.uint8), nothing, nothing, nothing, error=error)
 
 
 class TrainData:
@@ -96,12 +52,18 @@ class TrainData:
         """N, samples in an epoch."""
         return len(self.split)
 
-    def load(self, g: Int64, known: dict[int, int] | None = None, trace: bool = False) -> Loaded:
-        """Read, decode and crop the samples g (B,); `known` substitutes (g -> index) are taken as they are."""
+    def load(self, images: Tensor, g: Int64, known: dict[int, int] | None = None, trace: bool = False) -> Loaded:
+        """Read, decode and crop the samples g (B,) into `images` (B, 3, H, W).
+
+        Substitutes that are `known` from earlier (g -> index) are taken without looking at the sample itself.
+
+        Raises:
+            TrainingError: a sample cannot be read, nor any of its substitutes.
+            OSError: the storage fails, after several tries.
+        """
         size, law = self.config.image_size, self.law
         index = self.order(g)
         numbers = augment.draw(self.seed, g)
-        images = empty_images(len(g), size)
         bad: list[Bad] = []
         boxes: list[augment.Box] = []
         for slot, number in enumerate(g.tolist()):
@@ -111,7 +73,7 @@ class TrainData:
             if trace:
                 boxes.append(part)
         rows = [self._trace(*row) for row in zip(g.tolist(), index.tolist(), boxes, strict=True)] if trace else None
-        return Loaded(images, np.asarray(self.split.labels[index]), g, index, bad, rows)
+        return Loaded(np.asarray(self.split.labels[index]), g, index, bad, rows)
 
     def _sample(self, g: int, index: int, known: dict[int, int], bad: list[Bad]) -> tuple[Tensor, int]:
         """The decoded image of a slot and its index: the sample itself, or the first substitute that can be read."""

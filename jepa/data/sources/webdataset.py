@@ -193,7 +193,7 @@ def _repacked(config: Config, tars: dict[str, list[Path]], targets: list[str]) -
 
 
 def _task_name(task: tuple[str, TarSample]) -> str:
-    return task[1].name
+    return str(task[1].original)  # two cuts of one picture must not end up in two splits
 
 
 class Repacker:
