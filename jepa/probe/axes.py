@@ -5,7 +5,10 @@ settings mean the same for every encoder. The rotation to principal axes changes
 no L2 penalty, but in it the features are uncorrelated: ridge regression is solved for every penalty at once, and a
 first-order optimiser converges as if it knew the curvature.
 
-Shapes: n samples, D width.
+With fewer samples than dimensions only the directions that the samples span get an axis: no probe fitted on them can
+say anything about the others.
+
+Shapes: n samples, D width, R axes: D, or the rank of the training features where n <= D.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ class Axes:
 
     mean: Tensor  # (D,) float64
     scale: Tensor  # (D,) float64: 1 / std, 0 for a dimension that does not vary
-    basis: Tensor  # (D, D) float64, columns are the axes, by rising variance
-    variance: Tensor  # (D,) float64 along each axis, >= 0; sums to the number of living dimensions
+    basis: Tensor  # (D, R) float64, columns are the axes, by rising variance
+    variance: Tensor  # (R,) float64 along each axis, >= 0; sums to the number of living dimensions
 
     @classmethod
     def fit(cls, train: Tensor, name: str = "features", device: torch.device | str = "cpu") -> Axes:
@@ -47,17 +50,24 @@ class Axes:
         std = variance.sqrt()
         scale = torch.where(std > floor, 1 / std, torch.zeros_like(std))
 
-        def gram(x: Tensor) -> Tensor:
-            standard = (x - mean) * scale
-            return standard.T @ standard
+        def standard(x: Tensor) -> Tensor:
+            return (x - mean) * scale
 
-        spectrum, basis = torch.linalg.eigh(_sum(train, device, gram) / len(train))
-        return cls(mean, scale, basis, spectrum.clamp(min=0))
+        if len(train) <= train.shape[1]:
+            x = standard(train.to(device, torch.float64))
+            variance, inner = torch.linalg.eigh(x @ x.T / len(x))
+            spanned = variance > 1e-12 * variance.max()
+            spanned[-1] = True  # one axis at least: features that do not vary at all are a collapsed encoder's
+            variance = variance[spanned].clamp(min=0)
+            return cls(mean, scale, x.T @ inner[:, spanned] / (len(x) * variance).clamp(min=1e-30).sqrt(), variance)
+        gram = _sum(train, device, lambda x: standard(x).T @ standard(x))
+        variance, basis = torch.linalg.eigh(gram / len(train))
+        return cls(mean, scale, basis, variance.clamp(min=0))
 
     def apply(self, features: Tensor) -> Tensor:
-        """(n, D) features on the axes, float32, on the device where `features` are."""
+        """Features (n, D) on the axes: (n, R) float32, on the device where `features` are."""
         device, basis = self.mean.device, self.basis.float()
-        out = torch.empty(features.shape, dtype=torch.float32, device=features.device)
+        out = torch.empty(len(features), basis.shape[1], dtype=torch.float32, device=features.device)
         done = 0
         for part in rows(features):
             standard = (part.to(device, torch.float64) - self.mean) * self.scale

@@ -59,6 +59,22 @@ def test_ill_conditioned_features_converge_as_well():
     assert float(found) == pytest.approx(float(loss), abs=1e-4)
 
 
+def test_fewer_samples_than_dimensions_reach_the_same_optimum():
+    features, labels = ill_conditioned(60, 96, 3, seed=8)
+    others, _ = ill_conditioned(200, 96, 3, seed=9)
+    axes = Axes.fit(features)
+    assert axes.basis.shape == (96, 59)  # 60 samples around their mean span 59 directions
+    heads = train_heads(axes.apply(features), labels, axes.variance, [(1.0, 1e-2)], 3, steps=300)
+    standard = (
+        ((features.double() - axes.mean) * axes.scale).numpy(),
+        ((others.double() - axes.mean) * axes.scale).numpy(),
+    )
+    exact = LogisticRegression(C=1 / (60 * 1e-2), tol=1e-10, max_iter=20000).fit(standard[0], labels.numpy())
+    logits = heads.logits(axes.apply(others))[..., 0]
+    difference = logits.log_softmax(-1) - torch.tensor(exact.predict_log_proba(standard[1]))
+    assert difference.abs().max() < 5e-3
+
+
 def test_grid_is_its_heads_trained_alone():
     features, labels = ill_conditioned(300, 32, 4, seed=3)
     axes = Axes.fit(features)
@@ -124,6 +140,16 @@ def test_a_dimension_that_does_not_vary_is_left_out_not_blown_up():
     shifted = features.clone()
     shifted[:, -2:] += 100  # a new value there must not reach the prediction
     assert torch.equal(axes.apply(features), axes.apply(shifted))
+
+
+@pytest.mark.parametrize("width", [4, 60])
+def test_a_collapsed_encoder_gets_the_commonest_class_not_an_error(width):
+    features = torch.full((40, width), 0.3)
+    labels = torch.tensor([0, 1, 1, 1] * 10)
+    axes = Axes.fit(features)
+    x = axes.apply(features)
+    found, _ = linear_probe(axes, (x, labels), (x, labels), x, 2, LinearConfig(steps=20))
+    assert (found == 1).all()
 
 
 def test_broken_features_name_their_encoder():
