@@ -136,6 +136,8 @@ def train(
     ended = run(settings, folder, resume=resume, extend=longer, init_from=init_from, trace=trace, monitor=Monitor)
     if ended.stopped:
         raise typer.Exit(INTERRUPTED)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{folder} is at step {ended.step}. Next: jepa probe {folder} --suite NAME; jepa report {folder}")
 
 
 def _run_settings(
@@ -169,7 +171,10 @@ def probe(
     from jepa.probe.run import probe as measure
 
     result = measure(run, suite, overrides, device=device)
-    _print_json(result) if as_json else _print_table(terminal.table(result))
+    if as_json:
+        return _print_json(result)
+    _print_table(terminal.table(result))
+    typer.echo(f"written to {Path(result['run']) / 'probes' / result['suite']}.json")
 
 
 @app.command(rich_help_panel=MAIN)

@@ -14,6 +14,7 @@ import pytest
 from tests.hygiene.tree import ROOT
 
 pytestmark = pytest.mark.slow
+SMALL = ("source.samples={train: 48, val: 16, test: 16}", "shards.max_samples=32")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,3 @@ def test_it_builds_the_embedded_data(binaries: Path, tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     shown = run(binaries, tmp_path, "jepa", "data", "show", "digits")
     assert shown.returncode == 0 and "train" in shown.stdout, shown.stdout + shown.stderr
-
-
-SMALL: tuple[str, ...] = ()  # overrides that keep the embedded data small
