@@ -31,7 +31,7 @@ from torch import nn
 from jepa import checkpoint, environment, optim, rundir
 from jepa.config import RunConfig
 from jepa.data import TrainData, derive_accumulation
-from jepa.errors import ConfigError, TrainingError
+from jepa.errors import CheckpointError, ConfigError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
 from jepa.nn.memory import keep_freed_memory
@@ -199,6 +199,11 @@ def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | s
     if not rundir.has_run(out):
         raise ConfigError(f"there is no run in {out} to go on with. Start it without --resume, or check --out")
     found, passed = checkpoint.find(out)
+    if not (found / checkpoint.folder.OPTIM).is_file():
+        raise CheckpointError(
+            f"{found} was imported and has no optimiser state, so it cannot be resumed. Start a new run from its "
+            f"weights: --init-from {out} with another --out"
+        )
     state, old = checkpoint.read_state(found), checkpoint.read_config(out)
     if extend:
         old = _extended(plan, old)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import jepa
 from jepa import checkpoint, config, losses
+from jepa.bench import photos
 from jepa.errors import CheckpointError, ConfigError
 from jepa.export import ijepa, import_checkpoint
 from jepa.masks import Masks
@@ -19,7 +20,8 @@ from jepa.methods import base
 from jepa.methods.ijepa import IJEPA
 from jepa.nn.tokens import gather_tokens
 from jepa.nn.vit import SIZES, EncoderConfig, VisionTransformer
-from tests import golden_set
+from jepa.train import train
+from tests import golden_set, tiny
 from tests.export import official
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -176,9 +178,9 @@ def test_every_official_size_is_recognised(size: str, image: tuple[int, int], pa
     assert run.method["encoder"] == {"size": size, "patch": list(patch)}
 
 
-def small_encoder(image: tuple[int, int] = (32, 48), **sizes: int) -> dict[str, Tensor]:
+def small_encoder(image: tuple[int, int] = (32, 48), patch: int = 8, **sizes: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    settings = EncoderConfig(patch=(8, 8), **({"width": 16, "depth": 2, "heads": 2} | sizes))
+    settings = EncoderConfig(patch=(patch, patch), **({"width": 16, "depth": 2, "heads": 2} | sizes))
     return dict(VisionTransformer(settings, image).state_dict())
 
 
@@ -278,3 +280,24 @@ def test_settings_and_layout_are_checked(tmp_path: Path) -> None:
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="not an empty folder"):
         import_checkpoint(tmp_path / "x.pth", "ijepa", tmp_path / "run", [HEADS])
+
+
+# --- what one does with it ----------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_imported_weights_but_does_not_resume(tmp_path: Path) -> None:
+    dataset = photos.build_dataset(tmp_path, 8)
+    still = ["optim.lr=0", "optim.start_lr=0", "optim.final_lr=0", "optim.warmup={steps: 0}"]
+    short = ["train.duration={steps: 1}", "monitor.every={steps: 0}"]
+    torch.save(small_encoder((20, 20), patch=4, width=32, depth=1), tmp_path / "x.pth")
+    settings = ["method.predictor.width=16", "method.predictor.depth=1", "method.predictor.heads=2"]
+    settings += [f"data.path={dataset.root}", "data.workers=0", "train.batch=8", "train.trackers=[]", *still, *short]
+    import_checkpoint(tmp_path / "x.pth", "ijepa", tmp_path / "imported", [HEADS, *settings])
+
+    run = tiny.run_config(dataset.root, *still, *short)
+    train(run, tmp_path / "run", init_from=tmp_path / "imported", quiet=True)
+    before, after = load_method(tmp_path / "imported").state_dict(), load_method(tmp_path / "run").state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-7) for name in before)  # EMA of equal weights rounds
+    with pytest.raises(CheckpointError, match="init-from"):
+        train(checkpoint.read_config(tmp_path / "imported"), tmp_path / "imported", resume=True, quiet=True)
