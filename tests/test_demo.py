@@ -1,0 +1,73 @@
+"""The whole job end to end, small: killed in the middle of training, started again, and once more when all is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = ["source.samples={train: 96, val: 32, test: 48}", "shards.max_samples=32"]
+OVERRIDES = [
+    *("method.encoder.width=48", "method.encoder.depth=2", "method.predictor.depth=1", "method.predictor.width=24"),
+    *("train.batch=8", "train.duration.steps=30", "train.checkpoint_every.steps=5", "optim.warmup.steps=2"),
+    *("monitor.every.steps=10", "monitor.samples=16", "monitor.knn_bank=32", "monitor.knn_k=5", "data.workers=0"),
+]
+SUITE = ["probes.linear.steps=20", "bootstrap.resamples=100"]
+CODE = f"""
+from pathlib import Path
+from jepa.demo import demo
+demo(Path("demo"), seed=3, recipe={RECIPE}, overrides={OVERRIDES}, suite={SUITE})
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    first = start(tmp_path)
+    while not (run / "checkpoints" / "step-5" / "COMPLETE").exists():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (run / "summary.json").exists()
+
+    second = start(tmp_path)
+    output, errors = second.communicate(timeout=240)
+    assert second.returncode == 0, errors
+    assert "report.html" in output and "random init" in output and "linear" in output
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 30
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["seed"] == 3 and summary["steps"] == 30
+    assert {row["encoder"].split()[0] for row in summary["probe_rows"]} == {"target", "random", "pixels"}
+    assert {row["probe"] for row in summary["probe_rows"]} >= {"knn", "linear", "ridge:x", "ridge:y"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in summary["probe_rows"])
+    assert set(summary["stage_seconds"]) == {"data", "train", "probe", "report"}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page and 'src="http' not in page
+
+    weights = (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes()
+    third = start(tmp_path)
+    _, errors = third.communicate(timeout=240)
+    assert third.returncode == 0, errors
+    assert (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes() == weights, "nothing is trained twice"
+    again = json.loads((run / "summary.json").read_text())
+    assert again["probe_rows"] == summary["probe_rows"]
