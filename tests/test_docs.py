@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import jepa
+from jepa import resources, rundir
 from tests.hygiene.tree import ROOT
 
 PAGE = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
@@ -48,33 +49,64 @@ def test_the_method_of_the_guide_trains_and_its_encoder_loads(tmp_path: Path, mo
     assert (encoder.width, encoder.which, encoder.step) == (192, "target", 4)
 
 
-def test_every_command_in_the_documents_exists() -> None:
-    """Each `jepa …` line of a shell block names a verb and options that the command line has."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    helps: dict[tuple[str, ...], str] = {}
-    problems = []
-    for page in pages:
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words behind `jepa`) of every command in a shell block."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for shell in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             for line in shell.replace("\\\n", " ").splitlines():
                 words = line.split("#")[0].split()
-                if "jepa" not in words:
-                    continue
-                words = words[words.index("jepa") + 1 :]
-                verb = tuple(words[:2] if words[0] in {"data", "bench"} else words[:1])
-                if verb not in helps:
-                    done = subprocess.run(
-                        [sys.executable, "-m", "jepa", *verb, "--help"],
-                        capture_output=True,
-                        text=True,
-                        env=os.environ | {"COLUMNS": "200"},
-                    )
-                    helps[verb] = done.stdout if done.returncode == 0 else ""
-                if not helps[verb]:
-                    problems.append(f"{page.name}: no such command: jepa {' '.join(verb)}")
-                options = [word.split("=")[0] for word in words if word.startswith("--")]
-                problems += [
-                    f"{page.name}: jepa {' '.join(verb)} has no {option}"
-                    for option in options
-                    if option != "--help" and not re.search(rf"(?<![\w-]){option}(?![\w-])", helps[verb])
-                ]
+                if "jepa" in words:
+                    found.append((page.name, words[words.index("jepa") + 1 :]))
+    return found
+
+
+def test_every_name_in_the_documents_is_shipped() -> None:
+    """Configurations, recipes and suites that commands name exist, unless they are a path of the reader's."""
+    kinds = {"train": "configs", "data build": "datasets", "--suite": "eval"}
+    named = [
+        (page, kind, m.group(1))
+        for page, words in commands()
+        for verb, kind in kinds.items()
+        if (m := re.search(rf"{verb} (\S+)", " ".join(words)))
+    ]
+    assert len(named) > 10
+    missing = [
+        (page, kind, name)
+        for page, kind, name in named
+        if not name.endswith(".yaml") and not name.startswith("runs/") and name not in resources.names(kind)
+    ]
+    assert missing == []
+
+
+def test_what_may_change_on_resume_is_spelt_out() -> None:
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    for marker, keys in (("may-change", rundir.MAY_CHANGE), ("may-change-inexact", rundir.MAY_CHANGE_INEXACT)):
+        found = re.search(rf"<!-- {marker} -->\n((?:- .*\n)+)", page)
+        assert found, f"docs/checkpoints.md has no list behind <!-- {marker} -->"
+        assert re.findall(r"^- `([^`]+)`", found.group(1), re.MULTILINE) == list(keys)
+
+
+def test_every_command_in_the_documents_exists() -> None:
+    """Each `jepa …` line of a shell block names a verb and options that the command line has."""
+    helps: dict[tuple[str, ...], str] = {}
+    problems = []
+    for page, words in commands():
+        verb = tuple(words[:2] if words[0] in {"data", "bench"} else words[:1])
+        if verb not in helps:
+            done = subprocess.run(
+                [sys.executable, "-m", "jepa", *verb, "--help"],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"COLUMNS": "200"},
+            )
+            helps[verb] = done.stdout if done.returncode == 0 else ""
+        if not helps[verb]:
+            problems.append(f"{page}: no such command: jepa {' '.join(verb)}")
+        options = [word.split("=")[0] for word in words if word.startswith("--")]
+        problems += [
+            f"{page}: jepa {' '.join(verb)} has no {option}"
+            for option in options
+            if option != "--help" and not re.search(rf"(?<![\w-]){option}(?![\w-])", helps[verb])
+        ]
     assert problems == []
