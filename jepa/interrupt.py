@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -14,16 +13,11 @@ _IMPATIENT = 1.0  # seconds after which another Ctrl-C means: now. Launchers pas
 
 
 class Interrupts:
-    """Context manager; `requested` turns true at the first signal. A second Ctrl-C raises KeyboardInterrupt.
-
-    Worker processes forked meanwhile inherit the handlers. A job scheduler signals them together with the training
-    process, which still needs them for the step it is in, so they let the first signal pass and obey the second.
-    """
+    """Context manager; `requested` turns true at the first signal. A second Ctrl-C raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
         self._first = 0.0
-        self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -38,10 +32,6 @@ class Interrupts:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         again, self.requested = self.requested, True
-        if os.getpid() != self._pid:
-            if again and number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
         if not again:
             self._first = time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._first > _IMPATIENT:

@@ -235,6 +235,7 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
 
     Raises:
         ConfigError: a launcher set-up that this loop does not train under.
+        TrainingError: a decoding process died.
     """
     settings = plan.config.train
     made = Accelerator(
@@ -266,6 +267,14 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
             made.init_trackers(plan.config.name.replace("/", "-") or "run")
         yield made
         made.end_training()
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # torch notices a dead worker by a signal, wherever the loop happens to be
+        raise TrainingError(
+            f"a decoding process died ({error}). Mostly that is for want of memory: use fewer data.workers or a "
+            "smaller data.prefetch, then continue with --resume"
+        ) from None
     finally:
         # accelerate's state is per process: without this, a second run in it would inherit the first one's precision
         AcceleratorState._reset_state()

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 from jepa import checkpoint, environment, launch, optim, rundir
 from jepa.config import Duration, RunConfig
 from jepa.data import Batch, TrainData, make_loader
-from jepa.errors import ConfigError, JepaError, TrainingError
+from jepa.errors import ConfigError, JepaError
 from jepa.interrupt import Interrupts
 from jepa.launch import HealthCheck, Plan, validate
 from jepa.nn.tokens import Normalise
@@ -85,7 +85,7 @@ def train(
         start = launch.begin(plan, out, resume or extend is not None, extend is not None, init_from)
         with launch.accelerator(plan, out) as accelerator:
             run = Run(plan, out, accelerator, launch.agree(accelerator, start), interrupts, monitor, trace, quiet)
-            with run.display:
+            with run.display, contextlib.closing(run):
                 return run.go()
 
 
@@ -135,10 +135,15 @@ class Run:
 
     def go(self) -> Result:
         """Train to the end, or until a signal asks to stop."""
-        if self.step == 0 and self.plan.monitor_every:
+        plan, settings = self.plan, self.config.train
+        if self.step == 0 and plan.monitor_every:
             self.check_health()
+        loader = make_loader(
+            self.data, batch=settings.batch, micro_batch=settings.micro_batch, rank=plan.rank, world=plan.world,
+            start_step=self.step, total_steps=plan.total_steps, trace=self.tracer is not None,
+        )  # fmt: skip
         self.clock.reset()
-        for batch in self.batches():
+        for batch in self.clock.waiting(loader):
             if batch.micro == 0:
                 self.begin_step()
             self.micro_step(batch)
@@ -146,27 +151,19 @@ class Run:
                 break
         self.save()
         assert self.saved is not None
-        result = Result(self.out, self.step, self.plan.total_steps, self.saved)
+        result = Result(self.out, self.step, plan.total_steps, self.saved)
         if result.stopped:
             self.display.say(
-                f"Stopped by a signal after step {self.step} of {self.plan.total_steps}; everything is saved in "
+                f"Stopped by a signal after step {self.step} of {plan.total_steps}; everything is saved in "
                 f"{self.saved}. Go on with: jepa train {self.out} --resume"
             )
         return result
 
-    def batches(self) -> Iterator[Batch]:
-        plan, settings = self.plan, self.config.train
-        loader = make_loader(
-            self.data, batch=settings.batch, micro_batch=settings.micro_batch, rank=plan.rank, world=plan.world,
-            start_step=self.step, total_steps=plan.total_steps, trace=self.tracer is not None,
-        )  # fmt: skip
-        try:
-            yield from self.clock.waiting(loader)
-        except TrainingError:
-            # A scheduler that stops a job signals its decoding processes too. Weights are those of the last whole
-            # step, so they can still be saved.
-            if not (self.interrupts.requested and plan.world == 1):
-                raise
+    def close(self) -> None:
+        """Close the line files."""
+        for lines in (self.metrics, self.tracer):
+            if lines is not None:
+                lines.close()
 
     def begin_step(self) -> None:
         """Put the step's rates in force and draw its masks."""

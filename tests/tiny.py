@@ -31,7 +31,8 @@ VALUES: dict[str, Any] = {
 }
 
 
-def run_config(data: Path, *overrides: str) -> RunConfig:
-    """The tiny run on a dataset, with ``a.b=value`` overrides."""
-    values = config.override(VALUES, [f"data.path={data}", *overrides])
+def run_config(data: Path, *overrides: str, method: str | None = None) -> RunConfig:
+    """The tiny run on a dataset, with ``a.b=value`` overrides; `method` replaces I-JEPA by another one."""
+    start = VALUES if method is None else VALUES | {"method": {"name": method}}
+    values = config.override(start, [f"data.path={data}", *overrides])
     return config.build(RunConfig, values)

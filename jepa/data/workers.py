@@ -171,6 +171,9 @@ def _unchanged(delivery: Any) -> Any:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
+    # A job scheduler signals these processes too, while the training process still needs batches for the step it is
+    # in. So the first SIGTERM is let pass and a second one obeyed; the end of their queue is what stops them normally.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _guarded(loader: DataLoader[_Delivery]) -> Iterator[_Delivery]:
