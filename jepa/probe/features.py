@@ -53,7 +53,7 @@ class FeaturesConfig:
 class Source:
     """Something that gives features."""
 
-    name: str  # in the table: "target (step 800)", "pixels 32×32"
+    name: str  # in the table: "target (step 800)", "pixels (32×32)"
     role: Literal["run", "random", "pixels", "timm"]
     image_size: tuple[int, int]
     identity: dict[str, Any] | None  # what determines its numbers besides the images; None: too cheap to cache
@@ -155,7 +155,7 @@ def pixels(image_size: tuple[int, int], size: tuple[int, int] | None) -> Source:
         shrink = min(1.0, (32 * 32 / (height * width)) ** 0.5)
         size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     return Source(
-        f"pixels {size[0]}×{size[1]}", "pixels", size, None, lambda device: lambda x: x.flatten(1).float() / 255
+        f"pixels ({size[0]}×{size[1]})", "pixels", size, None, lambda device: lambda x: x.flatten(1).float() / 255
     )
 
 

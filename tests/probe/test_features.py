@@ -112,7 +112,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(manifest, tmp_path)
 
 def test_pixels_are_the_images(manifest):
     source = pixels((20, 20), None)
-    assert source.name == "pixels 20×20" and source.baseline
+    assert source.name == "pixels (20×20)" and source.baseline
     (found,) = Extractor(manifest, FeaturesConfig(), CPU)(source, [(manifest.splits["test"], np.arange(90))])
     (batch,) = eval_batches(manifest.splits["test"], (20, 20), 90)
     assert torch.equal(found, batch.images.flatten(1).float() / 255)

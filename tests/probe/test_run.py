@@ -59,7 +59,7 @@ def test_result_is_written_and_complete(run, result):
     assert result["dataset"]["classes"] == 10
     assert result["dataset"]["splits"]["test"]["n"] == 90
     probes = ["knn", "linear", "ridge:x", "ridge:y", "ridge:x+y"]
-    names = ["target (step 6)", "random init", "pixels 10×10"]
+    names = ["target (step 6)", "random init", "pixels (10×10)"]
     assert [(r["encoder"], r["probe"]) for r in result["rows"]] == [(n, p) for n in names for p in probes]
     for row in result["rows"]:
         assert row["metric"] == ("r2" if row["probe"].startswith("ridge") else "top1")
@@ -183,7 +183,7 @@ def test_seeds_are_summed_up(result):
     assert both["rows"][0]["encoder"] == "target"
     margin = next(m for m in both["margins"] if m["probe"] == "linear")
     values = {r["encoder"]: r["value"] for r in result["rows"] if r["probe"] == "linear"}
-    best = max(values["random init"], values["pixels 10×10"]) + 0.1
+    best = max(values["random init"], values["pixels (10×10)"]) + 0.1
     assert margin["margin"] == pytest.approx(values["target (step 6)"] - best)
     assert margin["apart"] == all(
         r["low"] > o["high"]
