@@ -55,9 +55,9 @@ class Table:
         labelled = [x if len(at) == len(x) else x[at] for x, at in zip(features, self._labelled, strict=True)]
         labels = [part.labels[at] for part, at in zip(self.data.parts, self._labelled, strict=True)]
         if probes.knn:
-            where = [self._placed(v) for v in (*labelled, *labels)]
+            x_train, x_val, x_test, y_train, y_val = self._placed([*labelled, *labels[:2]])
             found, chosen = knn_probe(
-                (where[0], where[3]), (where[1], where[4]), where[2], self.data.classes, probes.knn, source.name
+                (x_train, y_train), (x_val, y_val), x_test, self.data.classes, probes.knn, source.name
             )
             self._classified(source, "knn", found, chosen)
         if probes.linear:
@@ -83,15 +83,15 @@ class Table:
         axes = Axes.fit(features[0], source.name, self.device)
         for part in features[1:]:
             check_finite(part, source.name)
-        return axes, [self._placed(axes.apply(part)) for part in features]
+        return axes, self._placed([axes.apply(part) for part in features])
 
-    def _placed(self, tensor: Tensor) -> Tensor:
-        """On the probes' device if it leaves room for work there; else where it is, and read in chunks."""
+    def _placed(self, tensors: list[Tensor]) -> list[Tensor]:
+        """All on the probes' device if they leave room for work there; else all where they are, read in chunks."""
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
-            if tensor.numel() * tensor.element_size() < free // 4:
-                return tensor.to(self.device)
-        return tensor
+            if sum(t.numel() * t.element_size() for t in tensors) < free // 2:
+                return [t.to(self.device) for t in tensors]
+        return tensors
 
     def _classified(self, source: Source, probe: str, found: Tensor, chosen: dict[str, Any]) -> None:
         assert self._by_label is not None, "a classification without labels was let through"
