@@ -21,11 +21,11 @@ help: ## list the targets
 install: $(STAMP) ## make .venv and install the package with the versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "error: no Python 3.11 or newer that can make a virtual environment was found." >&2; \
-		echo "On Debian or Ubuntu: apt-get install python3-venv. Elsewhere: make PYTHON=/path/to/python3.11 ..." >&2; \
-		exit 1; fi
 	@$(BIN)/python -c 'import pip' >/dev/null 2>&1 || { \
+		if [ -z "$(PYTHON)" ]; then \
+			echo "error: no Python 3.11 or newer that can make a virtual environment was found." >&2; \
+			echo "Debian, Ubuntu: apt-get install python3-venv. Elsewhere: make PYTHON=/path/to/python3 ..." >&2; \
+			exit 1; fi; \
 		echo "making $(VENV) with $$($(PYTHON) --version)"; \
 		rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@echo "installing (the first time this takes minutes: torch is large)"

@@ -298,7 +298,7 @@ def decoders() -> Check:
     return Check("decoders", "ok", ", ".join(formats), facts={"formats": list(formats)})
 
 
-def process_group(seconds: float = 60.0) -> Check:
+def process_group(seconds: float = 90.0) -> Check:
     """Start two processes that add a number over gloo, as training on several processes does."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "jepa"
-LEFT_OUT = {".git", ".venv", "runs", "data", "build", "dist", "__pycache__", ".hypothesis"}
+LEFT_OUT = {".venv", "runs", "data", "build", "dist"}  # folders at the root that are not part of it
 
 
 def modules(package: Path) -> Iterator[tuple[str, str]]:
@@ -23,8 +23,7 @@ def files() -> list[Path]:
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         return sorted(path for name in listed.split("\0") if name and (path := ROOT / name).is_file())
-    found = (p for p in ROOT.rglob("*") if p.is_file() and LEFT_OUT.isdisjoint(p.relative_to(ROOT).parts[:-1]))
-    return sorted(p for p in found if not p.parts[-2].startswith("."))
+    return sorted(p for p in ROOT.rglob("*") if p.is_file() and p.relative_to(ROOT).parts[0] not in LEFT_OUT)
 
 
 def texts() -> Iterator[tuple[str, str]]:
