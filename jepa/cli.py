@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 import jepa
 from jepa.errors import ConfigError, JepaError
@@ -26,9 +27,20 @@ if TYPE_CHECKING:
     from jepa.config import Duration, RunConfig
 
 T = TypeVar("T")
+# as help lists them: in the order of the job
+VERBS = ("demo", "data", "train", "probe", "report", "inspect", "import", "doctor", "bench")
+
+
+class _InOrder(TyperGroup):
+    """Typer lists groups of verbs after single ones; here they stand where VERBS puts them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=lambda verb: VERBS.index(verb) if verb in VERBS else len(VERBS))
+
 
 app = typer.Typer(
     name="jepa",
+    cls=_InOrder,
     help="Shards, I-JEPA pretraining, frozen probes, reports. Start with `jepa demo` or `jepa train --help`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
