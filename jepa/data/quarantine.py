@@ -45,8 +45,9 @@ class Quarantine:
         name = "quarantine.jsonl" if rank == 0 else f"quarantine-rank{rank}.jsonl"
         self.path = None if run_dir is None else run_dir / name
         self.known: dict[int, int] = {}  # g -> substitute index, as decided earlier
-        for path in sorted(run_dir.glob("quarantine*.jsonl")) if run_dir is not None and run_dir.is_dir() else []:
-            self.known |= self._read(path)
+        for path in sorted(run_dir.glob("quarantine*.jsonl")) if run_dir is not None else []:
+            if path.is_file():
+                self.known |= self._read(path)
         self.samples = self.bad = 0  # since this process started
 
     def record(self, found: list[Bad], samples: int) -> None:

@@ -151,3 +151,12 @@ def test_damaged_bytes_give_a_picture_or_a_clear_error(data: bytes, place: int, 
         assert str(error)
     else:
         assert found.dtype == torch.uint8 and found.shape[0] == 3 and found.numel() > 0
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.9])
+def test_a_png_with_damaged_pixels_is_refused(place: float) -> None:
+    """PIL would paint noise: PNG carries checksums, so nobody has to train on that."""
+    data = bytearray(encoded(picture(5, 40, 40)))
+    data[int(len(data) * place)] ^= 0x10
+    with pytest.raises(DataError):
+        decode(bytes(data))

@@ -119,7 +119,9 @@ def test_a_million_samples_open_without_being_read(tmp_path: Path) -> None:
     index[:, 2] = 1
     np.save(tmp_path / "train" / "index.npy", index)
     np.save(tmp_path / "train" / "labels.npy", np.zeros(n, dtype=np.int64))
-    listed = [{"path": f"train/{i}.tar", "size": n // shards, "sha256": "", "samples": n // shards} for i in range(shards)]
+    listed = [
+        {"path": f"train/{i}.tar", "size": n // shards, "sha256": "", "samples": n // shards} for i in range(shards)
+    ]
     (tmp_path / "train" / "777.tar").write_bytes(bytes(i % 256 for i in range(n // shards)))
     values = {
         "format": "jepa-dataset", "version": 1, "name": "big", "licence": "", "classes": ["a"], "hash": "0" * 64,
