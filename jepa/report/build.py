@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -89,7 +90,8 @@ def _write(path: Path, text: str) -> Path:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # whatever stopped the writing may stop this too
+            partial.unlink(missing_ok=True)
         reason = error.strerror or error
         raise ConfigError(f"cannot write the report to {path}: {reason}. Give another file with --out") from None
     return path

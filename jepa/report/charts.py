@@ -47,11 +47,11 @@ def line_chart(
         series: lines; empty ones are dropped, and no line at all gives a figure that says so.
         caption: one sentence that explains the picture to a newcomer.
         share: values are shares of one, shown in per cent.
-        zero: the axis begins at zero.
+        zero: the axis reaches zero.
         may_log: take a logarithmic axis where positive values span more than a factor of 300.
         level: a horizontal line for comparison (value, label), e.g. the accuracy of guessing.
     """
-    lines = [_thin(s) for s in series if len(s.y)]
+    lines = [thin for s in series if len((thin := _thin(s)).y)]
     if not lines:
         return html(
             '<figure class="chart empty"><h3>{title}</h3><p class="missing">Nothing recorded yet.</p>'
@@ -60,8 +60,9 @@ def line_chart(
         )  # fmt: skip
     values = [v for s in lines for v in s.y] + ([level[0]] if level else [])
     log = may_log and min(values) > 0 and max(values) / min(values) > 300
-    y_ticks = _log_ticks(min(values), max(values)) if log else ticks(0.0 if zero else min(values), max(values), 4)
-    low, high = min(y_ticks[0], min(values)), max(y_ticks[-1], max(values))
+    low, high = min(values + [0.0] * zero), max(values + [0.0] * zero)
+    y_ticks = _log_ticks(low, high) if log else ticks(low, high, 4)
+    low, high = min(y_ticks[0], low), max(y_ticks[-1], high)
     x_low, x_high = min(s.x[0] for s in lines), max(s.x[-1] for s in lines)
     x_high = x_high if x_high > x_low else x_low + 1
     axes = _Axes(x_low, x_high, low, high, log)
@@ -170,14 +171,15 @@ class _Axes:
 
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that cover [low, high], about `about` intervals of 1, 2, 2.5 or 5 times a power of ten."""
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-200):  # one value, or several that no axis could tell apart
+        pad = 0.1 * size if size > 1e-200 else 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def tick_text(value: float, step: float, share: bool = False) -> str:

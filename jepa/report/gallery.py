@@ -82,7 +82,7 @@ def masks(run: Run) -> Html:
             f"the same crop with all but {kept} of {size} patches hidden",
             f"the same crop with {blocks} target blocks outlined",
         )
-        cells = join(image(t, alt) for t, alt in zip(tiles, names, strict=True))
+        cells = join(_image(t, alt) for t, alt in zip(tiles, names, strict=True))
         heads = _heads("training crop", "what the encoder sees", "what it must predict") if i < 2 else Html("")
         cards.append(html('<div class="strip three">{h}{c}</div>', h=heads, c=cells))
     colours = join(
@@ -107,10 +107,14 @@ def mask_tiles(found: material.Crops, i: int) -> list[pictures.Picture]:
     """Crop, context and target tiles of sample i."""
     crop = found.images[i]
     return [
-        pictures.tile(crop),
+        pictures.plain(crop),
         pictures.context_tile(crop, found.masks.context[0][i], found.grid),
         pictures.target_tile(crop, [t[i] for t in found.masks.target], found.grid),
     ]
+
+
+def _image(picture: pictures.Picture, alt: str) -> Html:
+    return image(picture, alt, "pixel" if max(picture.size) < pictures.SIDE // 2 else "")
 
 
 def _heads(*names: str) -> Html:
@@ -131,9 +135,9 @@ def features(run: Run, device: str) -> Html:
     cards = []
     for i, (mine, other) in enumerate(zip(trained, untrained, strict=True)):
         cells = join([
-            image(pictures.tile(found.images[i]), f"{found.split} image"),
-            image(mine, f"feature map of the {pair[0].which} encoder after training"),
-            image(other, "feature map of the same encoder with random weights"),
+            _image(pictures.plain(found.images[i]), f"{found.split} image"),
+            _image(mine, f"feature map of the {pair[0].which} encoder after training"),
+            _image(other, "feature map of the same encoder with random weights"),
         ])  # fmt: skip
         heads = _heads("image", f"{pair[0].which}, step {pair[0].step}", "random init") if i < 3 else Html("")
         cards.append(html('<div class="strip three">{h}{c}</div>', h=heads, c=cells))
@@ -165,7 +169,7 @@ def neighbours(run: Run, device: str) -> Html:
     rows, right, judged = [], 0, 0
     for q in range(len(near)):
         label = int(found.query_labels[q])
-        cells = [_cell(pictures.tile(found.query_images[q]), "query", f"query: {_name(data, label)}", "")]
+        cells = [_cell(pictures.plain(found.query_images[q]), "query", f"query: {_name(data, label)}", "")]
         cells.append(Html("<span></span>"))
         for k, place in enumerate(near[q].tolist()):
             other = int(found.bank_labels[place])
@@ -173,7 +177,7 @@ def neighbours(run: Run, device: str) -> Html:
             judged, right = judged + known, right + (known and other == label)
             css = ("yes" if other == label else "no") if known else "query"
             mark = {"yes": "✓ ", "no": "✗ "}.get(css, "")
-            cells.append(_cell(pictures.tile(shown[q * near.shape[1] + k]), css, f"{mark}{_name(data, other)}",
+            cells.append(_cell(pictures.plain(shown[q * near.shape[1] + k]), css, f"{mark}{_name(data, other)}",
                                f"cosine {float(cosines[q, k]):.2f}"))  # fmt: skip
         rows.append(html('<div class="hood">{c}</div>', c=join(cells)))
     verdict = f" Here {right} of {judged} neighbours have the query's class." if judged else ""
@@ -187,7 +191,7 @@ def neighbours(run: Run, device: str) -> Html:
 
 def _cell(picture: pictures.Picture, css: str, text: str, more: str) -> Html:
     alt = f"{text}, {more}" if more else text
-    return html('<figure class="{c}">{i}<figcaption>{t}</figcaption></figure>', c=css, i=image(picture, alt), t=text)
+    return html('<figure class="{c}">{i}<figcaption>{t}</figcaption></figure>', c=css, i=_image(picture, alt), t=text)
 
 
 def _name(data: Manifest, label: int) -> str:

@@ -36,9 +36,10 @@ def join(parts: Iterable[object], separator: str = "") -> Html:
 def image(picture: Image.Image, alt: str, css: str = "") -> Html:
     """An <img> with the picture inside the page: PNG, or JPEG where that is much smaller (photographs)."""
     kind, data = "png", _encode(picture, "png")
-    jpeg = _encode(picture, "jpeg")
-    if 3 * len(jpeg) < len(data):  # a smaller gain is not worth the ringing around enlarged pixels and outlines
-        kind, data = "jpeg", jpeg
+    if len(data) > 30_000:
+        jpeg = _encode(picture, "jpeg")
+        if 3 * len(jpeg) < len(data):  # a smaller gain is not worth the ringing around enlarged pixels and outlines
+            kind, data = "jpeg", jpeg
     return html(
         '<img class="{css}" width="{w}" height="{h}" alt="{alt}" src="data:image/{kind};base64,{text}">',
         css=css, w=picture.width, h=picture.height, alt=alt, kind=kind, text=base64.b64encode(data).decode("ascii"),

@@ -5,7 +5,7 @@ Shapes: n images, H W pixels, h w token grid, N = h * w tokens, K kept tokens, D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa import checkpoint, keyed
 from jepa.checkpoint import Encoder
-from jepa.data import Manifest, Split, TrainData, eval_batches
+from jepa.data import Manifest, Split, TrainData, eval_batches, make_loader
 from jepa.errors import ConfigError
 from jepa.masks import Masks
 from jepa.methods import base
@@ -84,12 +84,19 @@ def crops(run: Run, count: int) -> Crops | None:
     sampler = method.sampler(run.config.seed)
     if sampler is None:
         return None
-    source = TrainData(data, run.config.seed)
-    processes = run.environment.get("processes")
-    g = source.order.rank_slice(0, run.config.train.batch, 0, processes if isinstance(processes, int) else 1)
-    masks = sampler(0, g).slice(0, min(count, len(g)))
-    g = g[:count]
-    return Crops(source.load(g).images.contiguous(), masks, token_grid(method), g)
+    source = TrainData(replace(data, workers=0), run.config.seed)  # no run_dir: nothing is written to the run
+    batch, processes = run.config.train.batch, run.environment.get("processes")
+    world = processes if isinstance(processes, int) and processes > 0 and batch % processes == 0 else 1
+    masks = sampler(0, source.order.rank_slice(0, batch, 0, world))
+    images: list[Tensor] = []
+    g: list[int] = []
+    loader = iter(make_loader(source, batch=batch, micro_batch=count, world=world, total_steps=1))
+    while len(g) < min(count, batch // world):
+        part = next(loader)
+        images.append(part.images)
+        g += part.g.tolist()
+    count = min(count, len(g))
+    return Crops(torch.cat(images)[:count], masks.slice(0, count), token_grid(method), np.array(g[:count]))
 
 
 def token_grid(method: base.Method) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from jepa.report import verdict
 from jepa.report.charts import COLOURS, Interval, Series, interval_table, line_chart
 from jepa.report.markup import Html, count, duration, html, join, measure, number, percent
 from jepa.report.page import Section, missing
-from jepa.report.read import Run
+from jepa.report.read import Run, is_number
 from jepa.report.verdict import Contest, Row
 
 # last part of a monitor's key -> heading, caption, shown as a share
@@ -71,7 +71,7 @@ def header(runs: Sequence[Run]) -> Html:
         words = html('<ul class="runs">{items}</ul>', items=items)
     else:
         title = runs[0].name
-        first = next((c for c in verdict.contests(runs[0]) if c.main is not None), None)
+        first = next(iter(verdict.headlines(runs[0])), None)
         words = html(
             '<p class="verdict">{t} {p}</p><p>{b}</p>',
             t=verdict.headline(runs[0]), p=_comparison(first) if first else "", b=_badge(runs[0]),
@@ -99,7 +99,7 @@ def _badge(run: Run) -> Html:
         "unknown": ("plain", "health not measured"),
     }[health.state]  # fmt: skip
     badge = html('<span class="badge {c}" title="{s}">{w}</span>', c=css, w=words, s=health.sentence)
-    found = [c for c in verdict.contests(run) if c.main is not None and c.baselines]
+    found = [c for c in verdict.headlines(run) if c.baselines]
     if not found:
         return badge
     won = sum(c.outcome == "above" for c in found)
@@ -113,10 +113,10 @@ def _tiles(runs: Sequence[Run]) -> Html:
     run = runs[0]
     groups = [g for g in verdict.same_but_seed(runs) if len(g) == len(runs)]
     for row in verdict.over_seeds(groups[0]) if groups else []:  # one recipe over several seeds: means are the headline
-        if not row["baseline"]:
+        if not row["baseline"] and (row["suite"], row["probe"]) in {(c.suite, c.probe) for c in verdict.headlines(run)}:
             spread = f"± {measure(row['sd'], row['metric'])} over {count(row['n'], 'seed')}"
             tiles.append((verdict.short_title(row["probe"]), measure(row["mean"], row["metric"]), spread, "plain"))
-    for contest in verdict.contests(run) if len(runs) == 1 else []:
+    for contest in verdict.headlines(run) if len(runs) == 1 else []:
         if contest.main is not None:
             best = contest.best_baseline
             note = f"best baseline {measure(best['value'], contest.metric)} ({best['encoder']})" if best else ""
@@ -189,7 +189,7 @@ def _probe_chart(runs: Sequence[Run], found: list[tuple[Run, Contest]]) -> Html:
     if sizes:
         caption += f" Measured on {number(max(sizes))} test images."
     chance = next((float(r["chance"]) for _, c in found for r in c.own + c.baselines if r.get("chance")), None)
-    level = (chance, f"guessing ({percent(chance)})") if chance is not None else None
+    level = (chance, f"always naming the commonest class ({percent(chance)})") if chance is not None else None
     return interval_table(title, rows, caption, share=contest.metric.startswith("top"), level=level)
 
 
@@ -230,27 +230,53 @@ def _mean(row: Row, metric: str) -> Html:
 
 
 def _details(runs: Sequence[Run]) -> Html:
-    """Every row with the hyper-parameters that were chosen on the validation split."""
-    rows = []
+    """Every row with the settings chosen on the validation split and the paired lead over each baseline."""
+    several, rows = len(runs) > 1, []
     for run in runs:
-        for result in run.probes:
-            for row in result["rows"]:
-                chosen = row.get("chosen")
-                words = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items()) \
-                    if isinstance(chosen, dict) else ""  # fmt: skip
-                rows.append(html(
-                    "<tr><th>{e}</th>{r}<td>{p}</td><td>{v}</td><td>{c}</td><td>{n}</td></tr>", e=row["encoder"],
-                    r=html("<td>{n}</td>", n=run.name) if len(runs) > 1 else Html(""), p=row["probe"],
-                    v=verdict.with_interval(row), c=words, n=_tested(row),
-                ))  # fmt: skip
+        for row in (row for result in run.probes for row in result["rows"]):
+            gap = row.get("gap")
+            lead = verdict.with_interval({**gap, "metric": row.get("metric")}) if verdict.is_interval(gap) else ""
+            rows.append(html(
+                "<tr><th>{e}</th>{r}<td>{p}</td><td>{v}</td><td>{g}</td><td>{c}</td><td>{n}</td></tr>",
+                e=row["encoder"], r=html("<td>{n}</td>", n=run.name) if several else Html(""), p=row["probe"],
+                v=verdict.with_interval(row), g=lead, c=_settings(row.get("chosen")), n=_tested(row),
+            ))  # fmt: skip
     results = [p for run in runs for p in run.probes]
-    facts = {f"suite {p.get('suite')}, protocol {p.get('protocol')}, checkpoint {p.get('checkpoint')}" for p in results}
+    facts = {f"suite {p.get('suite')}, protocol {p.get('protocol')}, {p.get('checkpoint')}" for p in results}
     return html(
         "<details><summary>All probe figures</summary><p class=\"soft\">{f}. Reader settings were chosen on the "
-        "validation split, figures come from the test split, and intervals from resampling whole originals.</p>"
+        "validation split, figures come from the test split, intervals (95 %) from resampling whole originals. The "
+        "lead is that of this run's encoder over the baseline on the same samples, with an interval of its own.</p>"
         '<div class="scroll"><table class="data"><thead><tr><th>encoder</th>{r}<th>probe</th><th>value</th>'
-        "<th>chosen</th><th>tested on</th></tr></thead><tbody>{b}</tbody></table></div></details>",
-        f="; ".join(sorted(facts)), b=join(rows), r=Html("<th>run</th>") if len(runs) > 1 else Html(""),
+        "<th>lead over it</th><th>chosen</th><th>tested on</th></tr></thead><tbody>{b}</tbody></table></div>{p}"
+        "</details>",
+        f="; ".join(sorted(facts)), b=join(rows), r=Html("<th>run</th>") if several else Html(""),
+        p=_published(results),
+    )  # fmt: skip
+
+
+def _settings(chosen: object) -> str:
+    if not isinstance(chosen, dict):
+        return ""
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items())
+
+
+def _published(results: Sequence[Row]) -> Html:
+    """Figures from the literature that a suite names."""
+    found = [p for r in results for p in r.get("published") or [] if isinstance(p, dict) and is_number(p.get("value"))]
+    rows = dict.fromkeys(
+        html(
+            "<tr><th>{e}</th><td>{p}</td><td>{v}</td><td>{s}</td><td>{n}</td></tr>", e=p.get("encoder", ""),
+            p=p.get("probe", ""), v=measure(p["value"], str(p.get("metric", ""))), s=p.get("source", ""),
+            n=p.get("note", ""),
+        )
+        for p in found
+    )  # fmt: skip
+    if not rows:
+        return Html("")
+    return html(
+        '<h3>Published figures</h3><div class="scroll"><table class="data"><thead><tr><th>encoder</th><th>probe</th>'
+        "<th>value</th><th>source</th><th>note</th></tr></thead><tbody>{r}</tbody></table></div>", r=join(rows),
     )  # fmt: skip
 
 

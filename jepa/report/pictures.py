@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-SIDE = 320  # pixels of a tile's longer side, at least: sharp at twice its usual size on the page
+SIDE = 320  # pixels of the longer side, at least, of pictures with lines drawn on them: twice their size on the page
 TARGET_COLOURS = ((230, 159, 0), (86, 180, 233), (224, 96, 154), (47, 181, 138))  # told apart by colour-blind eyes too
 HIDDEN = (150, 156, 162), (128, 135, 142)  # stripes of two greys, told from any picture on light and dark pages
 
@@ -26,14 +26,20 @@ Picture = Image.Image
 Bools = npt.NDArray[np.bool_]
 
 
-def tile(image: Tensor, smooth: bool = False) -> Image.Image:
-    """A uint8 image (3, H, W), enlarged by a whole factor to at least `SIDE`, pixel edges kept unless `smooth`."""
-    return _enlarge(image.permute(1, 2, 0).contiguous().numpy(), smooth)
+def plain(image: Tensor) -> Image.Image:
+    """A uint8 image (3, H, W) as it is; the page enlarges small ones with sharp pixels."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """The picture at a whole multiple of its size, at least `SIDE` on the longer side, pixel edges kept."""
+    factor = max(1, math.ceil(SIDE / max(picture.size)))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def context_tile(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Image.Image:
     """What the context encoder sees of a crop (3, H, W): tokens `kept` (K,) as they are, all others grey."""
-    picture = np.asarray(tile(image)).copy()
+    picture = np.asarray(enlarged(plain(image))).copy()
     height, width = picture.shape[:2]
     stripes = (np.arange(height)[:, None] + np.arange(width)) // 10 % 2
     hidden = ~_area(kept, grid, (height, width))
@@ -43,7 +49,7 @@ def context_tile(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Image.Im
 
 def target_tile(image: Tensor, blocks: Sequence[Tensor], grid: tuple[int, int]) -> Image.Image:
     """The crop in faint grey with each target block (K,) tinted and outlined in its own colour."""
-    colour = np.asarray(tile(image)).astype(np.float32)
+    colour = np.asarray(enlarged(plain(image))).astype(np.float32)
     grey = colour @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     picture = np.repeat((0.55 * grey + 70)[..., None], 3, axis=2)
     areas = [_area(block, grid, colour.shape[:2]) for block in blocks]
@@ -64,7 +70,8 @@ def feature_maps(tokens: Tensor, grid: tuple[int, int], show: int) -> tuple[list
     fill the colours and every map would be the same rainbow.
 
     Returns:
-        A map for each of the first `show` images, and the share that the colours carry of the variance that is left.
+        A map of h x w pixels for each of the first `show` images, and the share of the variance left that the
+        colours carry.
     """
     flat = (tokens - tokens.mean(dim=0)).flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(flat.T @ flat)
@@ -76,7 +83,7 @@ def feature_maps(tokens: Tensor, grid: tuple[int, int], show: int) -> tuple[list
     share = float(values[-3:].sum() / values.sum().clamp_min(1e-30))
     shape = (len(tokens), *grid, 3)
     maps = (colours.reshape(shape)[:show] * 255).round().to(torch.uint8)
-    return [_enlarge(m.numpy(), smooth=False) for m in maps], share
+    return [Image.fromarray(m.numpy()) for m in maps], share
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -112,7 +119,7 @@ def sheet(
             if picture is None:
                 continue
             x, y = 6 + c * (side + gap), 6 + top + r * (height + gap)
-            out.paste(picture.resize((side, height), Image.Resampling.LANCZOS), (x, y))
+            out.paste(enlarged(picture).resize((side, height), Image.Resampling.LANCZOS), (x, y))
             frame = frames[r][c] if frames else None
             if frame:
                 draw.rectangle((x - 2, y - 2, x + side + 1, y + height + 1), outline=frame, width=4)
@@ -134,12 +141,6 @@ def contact_sheet(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
 
 
 # --- inside -------------------------------------------------------------------------------------------------------
-
-
-def _enlarge(pixels: Pixels, smooth: bool) -> Image.Image:
-    factor = max(1, math.ceil(SIDE / max(pixels.shape[:2])))
-    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return Image.fromarray(pixels).resize((pixels.shape[1] * factor, pixels.shape[0] * factor), how)
 
 
 def _area(tokens: Tensor, grid: tuple[int, int], shape: tuple[int, ...]) -> Bools:

@@ -57,6 +57,10 @@ class Contest:
         return "touching" if float(self.main["value"]) > float(best["value"]) else "not above"
 
 
+def is_interval(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_number(value.get(k)) for k in ("value", "low", "high"))
+
+
 def low(row: Row) -> float:
     return float(row["low"]) if is_number(row.get("low")) else float(row["value"])
 
@@ -66,14 +70,23 @@ def high(row: Row) -> float:
 
 
 def contests(run: Run) -> list[Contest]:
-    """One contest for each (suite, probe, metric), in the order of the result files."""
+    """One contest for each (suite, probe, metric): by suite, the linear probe first, then as in the file."""
     found: dict[tuple[str, str, str], Contest] = {}
     for result in run.probes:
         for row in result["rows"]:
             key = (str(result.get("suite", "")), str(row["probe"]), str(row.get("metric", "")))
             contest = found.setdefault(key, Contest(*key, [], []))
             (contest.baselines if is_baseline(row) else contest.own).append(row)
-    return list(found.values())
+    suites = list(dict.fromkeys(c.suite for c in found.values()))
+    return sorted(found.values(), key=lambda c: (suites.index(c.suite), c.probe != "linear"))
+
+
+def headlines(run: Run) -> list[Contest]:
+    """The contests that count at the top: where x and y were also judged together, only that."""
+    every = [c for c in contests(run) if c.main is not None]
+    wholes = [(c.suite, *c.probe.partition(":")) for c in every if "+" in c.probe]
+    parts = {(suite, f"{kind}:{name}") for suite, kind, _, names in wholes for name in names.split("+")}
+    return [c for c in every if (c.suite, c.probe) not in parts]
 
 
 def probe_title(probe: str, metric: str) -> str:
@@ -81,6 +94,7 @@ def probe_title(probe: str, metric: str) -> str:
     names = {"linear": "Linear probe", "knn": "Nearest-neighbour vote (kNN)", "ridge": "Ridge regression"}
     units = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "r2": "R²"}
     what = f" of {target}" if target else ""
+    what = what.replace("+", " and ")
     return f"{names.get(kind, kind)}{what}, {units.get(metric, metric)}"
 
 
@@ -88,7 +102,7 @@ def short_title(probe: str) -> str:
     """'Linear probe', 'kNN', 'Ridge R², x': what fits on a tile."""
     kind, _, target = probe.partition(":")
     name = {"linear": "Linear probe", "knn": "kNN", "ridge": "Ridge R²"}.get(kind, kind)
-    return f"{name}, {target}" if target else name
+    return f"{name} {target}" if target else name
 
 
 def with_interval(row: Row) -> str:

@@ -1,0 +1,83 @@
+"""Real runs to report on: trained, probed, and one that was never probed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from jepa.monitor import Monitor
+from jepa.probe.run import probe
+from jepa.train import train
+from tests.tiny import run_config
+
+SUITE = """
+name: small
+probes: {knn: {k: [1, 3]}, linear: {}, ridge: {targets: [x, y]}}
+baselines: {pixels: {}, random: 1}
+bootstrap: {resamples: 100}
+published: [{encoder: elsewhere, probe: linear, value: 0.5, source: "a paper, table 1", note: on other data}]
+"""
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page, as far as the tests ask."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.raw = text
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.unbalanced: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).replace("\u00a0", " ").replace("\u202f", " ").split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Two seeds of one recipe, trained and probed, and a third run that was only trained."""
+
+    first: Path
+    second: Path
+    unprobed: Path
+
+
+@pytest.fixture(scope="session")
+def runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    suite = folder / "small.yaml"
+    suite.write_text(SUITE)
+    for seed in (3, 4):
+        train(run_config(tiny_data, f"seed={seed}"), folder / f"seed{seed}", monitor=Monitor, trace=True, quiet=True)
+        probe(folder / f"seed{seed}", suite, device="cpu", progress=False)
+    shutil.copytree(folder / "seed3", folder / "unprobed", ignore=shutil.ignore_patterns("probes"))
+    return Runs(folder / "seed3", folder / "seed4", folder / "unprobed")
