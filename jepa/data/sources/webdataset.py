@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -75,12 +74,13 @@ def expand(given: str | list[str]) -> list[Path]:
                 f"source.shards={pattern!r}: only files on local disks are read, no pipes and no URLs. "
                 "Fetch the tars first, then give their path"
             )
+        ranges = re.findall(r"\{(\d+)\.\.(\d+)", pattern)
+        if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > _MOST_TARS:
+            raise ConfigError(f"source.shards={pattern!r} names more than {_MOST_TARS} files")
         try:
-            names = list(itertools.islice(braceexpand.braceexpand(pattern), _MOST_TARS + 1))
+            names = list(braceexpand.braceexpand(pattern))
         except ValueError as error:
             raise ConfigError(f"source.shards={pattern!r}: {error}") from None
-        if len(names) > _MOST_TARS:
-            raise ConfigError(f"source.shards={pattern!r} names more than {_MOST_TARS} files")
         for name in names:
             path = Path(name).expanduser()
             matches = [path] if path.exists() else [Path(m) for m in sorted(glob.glob(str(path)))]  # noqa: PTH207
