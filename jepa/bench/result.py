@@ -86,7 +86,7 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
     """The machine, as far as it bears on speed."""
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -136,6 +136,8 @@ def synchronise(device: torch.device) -> None:
     """Wait for the device's queue, so that a clock read next counts finished work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def interleaved(

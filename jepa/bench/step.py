@@ -54,6 +54,7 @@ class StepSettings:
     baseline: bool = True
     compile: bool = False
     activation_checkpointing: bool = False
+    keep_memory: bool = True  # on a CPU, as training does (jepa.nn.memory); off shows what it is worth
     matmul_sizes: tuple[matmul.Size, ...] | None = None
 
 
@@ -69,8 +70,8 @@ def bench_step(settings: StepSettings | None = None, device: str | None = None) 
         ConfigError: settings that no model can have, or a device that is not there.
     """
     wanted, where = settings or StepSettings(), pick_device(device)
-    if where.type == "cpu":
-        keep_freed_memory()  # as training does
+    if where.type == "cpu" and wanted.keep_memory:
+        keep_freed_memory()
     size = wanted.size or ("large" if where.type == "cuda" else "small")
     batch = wanted.batch or (128 if where.type == "cuda" else 16)
     patch = wanted.patch or (14 if size in ("huge", "giant") else 16)
@@ -81,6 +82,7 @@ def bench_step(settings: StepSettings | None = None, device: str | None = None) 
         "batch": batch,
         "predictor": f"{depth}x{wanted.predictor_width}",
         "rounds": wanted.rounds,
+        "keep_memory": wanted.keep_memory,
     }
     result = Result("step", shown, hardware(where))
     options = {

@@ -12,9 +12,9 @@ def keep_freed_memory() -> bool:
     """Let freed memory stay with this process instead of going back to the system after every step.
 
     A step allocates hundreds of activations of megabytes each. By default glibc maps each one afresh, and the kernel
-    fills it with zeros page by page as it is first touched, on one core. Kept memory is reused as it is, which was
-    worth 7 to 12 % of an I-JEPA step (docs/performance.md). The highest use stays what it was; it only no longer
-    falls between steps.
+    fills it with zeros page by page as it is first touched. Kept memory is reused as it is, which was worth 3 % of an
+    I-JEPA step on a quiet core and more on a busy machine (docs/performance.md). The highest use stays about what it
+    was; it only no longer falls between steps.
 
     Returns:
         Whether the C library took the settings; False elsewhere than on glibc, where nothing is changed.
