@@ -94,6 +94,11 @@ def data_build(
     manifest = build(recipe, out, overrides=overrides, workers=workers)
     for name, split in manifest.splits.items():
         typer.echo(f"{name}: {len(split)} images in {len(split.shard_sizes)} shards")
+    for note in manifest.notes:
+        typer.echo(f"note: {note}")
+    if manifest.bad_count:
+        first = manifest.bad[0]
+        typer.echo(f"left out {manifest.bad_count} images, such as {first['source']}: {first['reason']}")
     typer.echo(f"{out} is ready; look at it with `jepa data show {out}`")
 
 
