@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import jepa
 from jepa import checkpoint
 from jepa.config import Duration
+from jepa.data import TrainData, make_loader
 from jepa.errors import CheckpointError, ConfigError, DataError, TrainingError
 from jepa.methods.base import Method
 from jepa.monitor import Monitor
@@ -90,6 +93,44 @@ def test_lines_are_means_over_the_steps_between(tiny_data: Path, tmp_path: Path)
     assert fourth[1]["loss"] == each[4]["loss"]
     assert fourth[2]["grad_norm"] == each[7]["grad_norm"]
     runs.assert_bit_equal(runs.tensors(tmp_path / "each", 12), runs.tensors(tmp_path / "fourth", 12))
+
+
+def test_the_loop_is_the_plain_algorithm(tiny_data: Path, tmp_path: Path) -> None:
+    """Against the same run written out longhand in float64, with an optimiser that is not the fused one."""
+    config = run_config(tiny_data, "train.precision=fp64", "optim.clip_norm=0.3", "optim.schedule_scale=1.25")
+    train(config, tmp_path / "run", quiet=True)
+
+    method: Any = checkpoint.create(config).double()
+    trained = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
+    groups = [{"params": [p for _, p in trained if p.ndim > 1]}, {"params": [p for _, p in trained if p.ndim == 1]}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, foreach=False, fused=False)
+    data, sampler = TrainData(config.data, config.seed), method.sampler(config.seed)
+    mean, std = (torch.tensor(v).double().view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
+    losses = []
+    for step in range(12):
+        done, total = step + 1, 15
+        cosine = 0.5 * (1 + math.cos(math.pi * (done - 3) / (total - 3)))
+        lr = 1e-4 + done / 3 * (1e-3 - 1e-4) if done < 3 else 1e-6 + (1e-3 - 1e-6) * cosine
+        decay = 0.4 + (0.04 - 0.4) * 0.5 * (1 + math.cos(math.pi * done / total))
+        momentum = 0.996 + step / total * (1 - 0.996)
+        g = np.arange(step * 8, (step + 1) * 8)
+        images = next(iter(make_loader(data, batch=8, start_step=step, total_steps=step + 1))).images
+        loss = method((images.double() / 255 - mean) / std, sampler(step, g), {}).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in trained], 0.3)
+        for group, wd in zip(optimizer.param_groups, (decay, 0.0), strict=True):
+            group["lr"], group["weight_decay"] = lr, wd
+        optimizer.step()
+        with torch.no_grad():
+            for old, new in zip(method.target.parameters(), method.encoder.parameters(), strict=True):
+                old.mul_(momentum).add_(new, alpha=1 - momentum)
+        losses.append(loss.item())
+
+    assert [r["loss"] for r in runs.lines(tmp_path / "run")] == pytest.approx(losses, abs=1e-9)
+    ours = runs.tensors(tmp_path / "run", 12)
+    for name, value in method.state_dict().items():
+        torch.testing.assert_close(ours[name], value, atol=1e-8, rtol=0, msg=name)
 
 
 def test_micro_batches_add_up_to_the_batch(tiny_data: Path, tmp_path: Path) -> None:
@@ -181,6 +222,27 @@ def test_switches_that_do_not_change_the_result(switch: str, tiny_data: Path, tm
     train(run_config(tiny_data, switch), tmp_path / "switched", quiet=True)
     for a, b in zip(runs.lines(tmp_path / "plain"), runs.lines(tmp_path / "switched"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_parts_keep_names_and_losses(tiny_data: Path, tmp_path: Path) -> None:
+    """Real tracing, and tracing again as mask sizes change; code generation is left out, it takes minutes."""
+    from torch._dynamo.utils import counters
+
+    before = torch.compiler.get_default_backend()
+    torch.compiler.set_default_backend("aot_eager")
+    try:
+        train(run_config(tiny_data), tmp_path / "plain", quiet=True)
+        assert not counters["stats"]["unique_graphs"]
+        train(run_config(tiny_data, "train.compile=true"), tmp_path / "compiled", quiet=True)
+        assert counters["stats"]["unique_graphs"] >= 3  # encoder, target, predictor
+    finally:
+        torch.compiler.set_default_backend(before)
+        torch.compiler.reset()
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    assert runs.tensors(plain, 12).keys() == runs.tensors(compiled, 12).keys()
+    for a, b in zip(runs.lines(plain), runs.lines(compiled), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
 def test_clipping_bounds_the_step(tiny_data: Path, tmp_path: Path) -> None:
