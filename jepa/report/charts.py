@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jepa.report.markup import Html, escape, html, join, number, percent
 
@@ -21,13 +21,18 @@ COLOURS = 8  # classes s0..s7 in the style sheet
 
 @dataclass
 class Series:
-    """One line. `colour` is an index into the style's palette; `dash` 0 is solid."""
+    """One line. `colour` is an index into the style's palette; `dash` 0 is solid.
+
+    `who` and `what` say what colour and dash stand for (run, encoder), where a chart has several of both.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
     dash: int = 0
+    who: str = ""
+    what: str = ""
 
 
 def line_chart(
@@ -59,7 +64,7 @@ def line_chart(
             title=title, caption=caption,
         )  # fmt: skip
     values = [v for s in lines for v in s.y] + ([level[0]] if level else [])
-    log = may_log and min(values) > 0 and max(values) / min(values) > 300
+    log = may_log and not zero and min(values) > 0 and max(values) / min(values) > 300
     low, high = min(values + [0.0] * zero), max(values + [0.0] * zero)
     y_ticks = _log_ticks(low, high) if log else ticks(low, high, 4)
     low, high = min(y_ticks[0], low), max(y_ticks[-1], high)
@@ -84,9 +89,13 @@ def line_chart(
 
 
 def legend(lines: Sequence[Series]) -> Html:
-    """Names beside a swatch of line and dash; nothing for a single line."""
+    """Names beside a swatch of line and dash; nothing for a single line. Colours and dashes apart where both vary."""
     if len(lines) < 2:
         return Html("")
+    whos, whats = ({getattr(s, key): s for s in reversed(lines)} for key in ("who", "what"))
+    if min(len(whos), len(whats)) > 1:
+        lines = [Series(name, [], [], s.colour) for name, s in reversed(whos.items())]
+        lines += [Series(name, [], [], 7, s.dash) for name, s in reversed(whats.items())]
     items = [
         html(
             '<li><svg viewBox="0 0 24 8" aria-hidden="true"><path class="line s{c} d{d}" d="M1 4H23"/></svg>'
@@ -206,7 +215,7 @@ def _thin(series: Series) -> Series:
     size = -(-len(pairs) // MAX_POINTS)
     bins = [pairs[i : i + size] for i in range(0, len(pairs), size)] if size > 1 else [[p] for p in pairs]
     x = [b[-1][0] for b in bins]
-    return Series(series.name, x, [sum(p[1] for p in b) / len(b) for b in bins], series.colour, series.dash)
+    return replace(series, x=x, y=[sum(p[1] for p in b) / len(b) for b in bins])
 
 
 def _grid(axes: _Axes, y_ticks: Sequence[float], share: bool) -> Html:
@@ -252,8 +261,7 @@ def _path(axes: _Axes, series: Series) -> Html:
 
 def _data(lines: Sequence[Series], axes: _Axes, share: bool) -> Html:
     series = [
-        {"n": s.name, "c": s.colour % COLOURS, "x": list(s.x), "y": [float(f"{y:.5g}") for y in s.y]}
-        for s in lines
+        {"n": s.name, "c": s.colour % COLOURS, "x": list(s.x), "y": [float(f"{y:.5g}") for y in s.y]} for s in lines
     ]
     box = [axes.x_low, axes.x_high, axes.low, axes.high, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM]
     return escape(json.dumps({"s": series, "b": box, "log": axes.log, "share": share}, separators=(",", ":")))

@@ -317,7 +317,7 @@ def _series(runs: Sequence[Run], key: str, name: str = "", dash: int = 0, index:
     for i, run in enumerate(runs):
         x, y = run.curve(key)
         label = " · ".join(p for p in (name, run.name if len(runs) > 1 or not name else "") if p)
-        out.append(Series(label, x, y, i if index is None else index, dash))
+        out.append(Series(label, x, y, i if index is None else index, dash, run.name, name))
     return out
 
 
@@ -330,6 +330,7 @@ def health(runs: Sequence[Run]) -> Section:
     if not keys:
         body = missing("No health numbers were recorded; set monitor.every (for example monitor.every={steps: 100}).")
         return Section("health", "Health", lead, body)
+
     def charts(quantities: dict[str, tuple[str, str, bool]]) -> Html:
         found = []
         for quantity, (title, caption, share) in quantities.items():

@@ -96,7 +96,8 @@ def _environment(values: dict[str, Any]) -> dict[str, Any]:
 def cost(runs: Sequence[Run]) -> Section:
     """Seconds, samples, rate, FLOPs."""
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
-        "seconds": ("time in training steps, all processes", duration), "steps": ("optimiser steps", number),
+        "seconds": ("time in training steps", duration), "device_seconds": ("the same, over all devices", duration),
+        "steps": ("optimiser steps", number),
         "samples": ("images trained on", number), "samples_per_s": ("images per second", number),
         "data_wait_share": ("share waiting for data", percent), "flops": ("floating-point operations", number),
         "peak_memory_gib": ("most memory held at once", lambda v: f"{number(v)} GiB"),

@@ -139,6 +139,7 @@ margin:.6rem 0;max-width:76ch}
 .callout.bad{border-color:var(--bad);background:var(--badwash)}
 details{border:1px solid var(--line);border-radius:10px;background:var(--panel);padding:.65rem 1rem;
 margin:.8rem 0}
+details[open]>summary{margin-bottom:.7rem}
 summary{cursor:pointer;font-weight:500}
 .about svg{width:100%;max-width:760px;height:auto;display:block;margin:.6rem 0}
 .about text{fill:var(--ink);font-size:13px;text-anchor:middle}.about .note{fill:var(--soft);font-size:11.5px}

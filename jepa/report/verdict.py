@@ -196,11 +196,14 @@ def cost(run: Run) -> dict[str, float]:
     """What the run used: seconds on the device, samples, samples per second, FLOPs where they were recorded."""
     out = {"steps": float(run.steps_done), "samples": float(run.samples_done)}
     rate = run.curve("images_per_s")[1]
-    spent = run.last("device_seconds")  # over all processes
+    found = run.environment.get("processes")
+    processes = found if isinstance(found, int) and found > 0 else 1
+    device = run.last("device_seconds")  # over all processes
+    spent = device / processes if device is not None else None
     if spent is None and rate:  # lines are evenly spaced, so the mean time per image is the mean of 1 / rate
         spent = run.samples_done * sum(1 / r for r in rate if r > 0) / max(1, sum(r > 0 for r in rate))
     if spent:
-        out |= {"seconds": spent, "samples_per_s": run.samples_done / spent}
+        out |= {"seconds": spent, "device_seconds": spent * processes, "samples_per_s": run.samples_done / spent}
     waits = run.curve("data_wait")[1]
     if waits:
         out["data_wait_share"] = sum(waits) / len(waits)

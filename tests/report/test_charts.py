@@ -8,7 +8,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.report.charts import (
@@ -22,6 +22,7 @@ from jepa.report.charts import (
     Interval,
     Series,
     interval_table,
+    legend,
     line_chart,
     tick_text,
     ticks,
@@ -77,6 +78,7 @@ def test_long_runs_are_averaged_in_bins() -> None:
     assert set(data["y"]) == {0.5}
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.lists(st.floats(-1e12, 1e12, allow_nan=False), min_size=1, max_size=30),
     st.booleans(), st.booleans(), st.booleans(),
@@ -88,6 +90,7 @@ def test_every_point_is_inside_the_frame(values: list[float], share: bool, zero:
     assert all(LEFT - 0.1 <= x <= WIDTH - RIGHT + 0.1 and TOP - 0.1 <= y <= HEIGHT - BOTTOM + 0.1 for x, y in line)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.floats(-1e6, 1e6), st.floats(1e-2, 1e9), st.integers(2, 8))
 def test_ticks_cover_the_range_with_round_steps(low: float, span: float, about: int) -> None:
     high = low + span
@@ -96,6 +99,14 @@ def test_ticks_cover_the_range_with_round_steps(low: float, span: float, about: 
     assert found[0] <= low + 1e-6 * span + 1e-9 and found[-1] >= high - 1e-6 * span - 1e-9
     assert len(found) <= about + 3
     assert [b - a for a, b in itertools.pairwise(found)] == pytest.approx([step] * (len(found) - 1), rel=1e-3)
+
+
+def test_a_legend_names_colours_and_dashes_apart_where_both_vary() -> None:
+    four = [Series(f"{b} {a}", [0], [1.0], i, j, a, b) for j, b in enumerate("xy") for i, a in enumerate("pq")]
+    items = re.findall(r'class="line (s\d) (d\d)"[^>]*/></svg>([^<]*)<', legend(four))
+    assert items == [("s0", "d0", "p"), ("s1", "d0", "q"), ("s7", "d0", "x"), ("s7", "d1", "y")]
+    assert re.findall(r"</svg>([^<]*)<", legend(four[:2])) == ["x p", "x q"]
+    assert legend(four[:1]) == ""
 
 
 def test_tick_texts_tell_neighbours_apart() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jepa.data import Manifest, TrainData, make_loader
 from jepa.errors import ConfigError
-from jepa.report import material, pictures
+from jepa.report import material, pictures, save_pictures
 from jepa.report.read import open_run
 from tests.report.conftest import Runs
 
@@ -154,3 +155,14 @@ def test_without_a_data_set_the_reason_is_said(runs: Runs, tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text("name: x\n")
     with pytest.raises(ConfigError, match=r"data\.path"):
         material.manifest(open_run(tmp_path))
+
+
+def test_pictures_for_a_readme_are_written(runs: Runs, tmp_path: Path) -> None:
+    paths = save_pictures(runs.first, tmp_path / "docs")
+    assert [p.name for p in paths] == ["masks.png", "features.png", "neighbours.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300 and len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 20
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        save_pictures(runs.first, tmp_path / "file")
