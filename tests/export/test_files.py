@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jepa import cli
 from jepa.errors import CheckpointError
 from jepa.export import describe, files
 from tests.export import official
@@ -136,3 +138,17 @@ def test_describe_reads_no_weights(tmp_path: Path) -> None:
 def _resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.golden("ijepa_forward")
+def test_the_command_line_inspects_and_imports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = official.write_golden(tmp_path / "IN1K.pth.tar")
+    assert cli.main(["inspect", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "I-JEPA"
+    run = tmp_path / "run"
+    assert cli.main(["import", str(source), "--from", "ijepa", "--to", str(run)]) == 2
+    assert "method.encoder.heads=N" in capsys.readouterr().err
+    assert cli.main(["import", str(source), "--from", "ijepa", "--to", str(run), *official.golden_settings()]) == 0
+    assert "optimiser state" in capsys.readouterr().out
+    assert cli.main(["inspect", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"]["imported"]["origin"]["epoch"] == 300
