@@ -198,11 +198,12 @@ def probe(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: RUN/report.html.")] = None,
+    device: Annotated[str, typer.Option(help="Where the encoder runs for pictures: auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Write one self-contained HTML file: curves, health, masks, features, probes, settings, cost."""
     from jepa.report import build_report
 
-    typer.echo(build_report(runs, out))
+    typer.echo(build_report(runs, out, device))
 
 
 @app.command(rich_help_panel=MAIN)

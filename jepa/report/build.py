@@ -9,6 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from jepa import environment
 from jepa.errors import ConfigError
 from jepa.report import gallery, numbers, record, verdict
 from jepa.report.markup import html, join
@@ -22,15 +25,15 @@ def build_report(runs: Sequence[Path | str], out: Path | str | None = None, devi
     Args:
         runs: run folders. Several are drawn over each other; those that differ only in seed are averaged.
         out: file to write. Default: report.html in the run's folder, or beside the first of several runs.
-        device: where the encoder runs for feature maps and neighbours ("cpu", "cuda", "mps").
+        device: where the encoder runs for feature maps and neighbours ("auto", "cpu", "cuda", "mps").
 
     Returns:
         The file written.
 
     Raises:
-        ConfigError: not a run folder, or a file that cannot be written.
+        ConfigError: not a run folder, no such device, or a file that cannot be written.
     """
-    opened = open_runs(runs)
+    opened, device = open_runs(runs), _device(device)
     target = Path(out) if out is not None else _default(opened[0].path, len(opened))
     sections = [
         numbers.probes(opened),
@@ -42,7 +45,7 @@ def build_report(runs: Sequence[Path | str], out: Path | str | None = None, devi
         record.warnings(opened),
         record.hardware(opened),
         record.config(opened),
-        record.reproduce(opened, device),
+        record.reproduce(opened),
     ]
     title = opened[0].name if len(opened) == 1 else f"{len(opened)} runs"
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -76,6 +79,16 @@ def summaries(runs: Sequence[Path | str]) -> dict[str, Any]:
         "over_seeds": [{"runs": [r.name for r in g], "seeds": [r.config.seed for r in g], "rows": verdict.over_seeds(g)}
                        for g in groups],
     }  # fmt: skip
+
+
+def _device(wanted: str) -> str:
+    found = environment.device_type() if wanted == "auto" else wanted
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {wanted!r} cannot be used: {reason}. Use auto, cpu, cuda or mps") from None
+    return found
 
 
 def _default(run: Path, runs: int) -> Path:

@@ -66,6 +66,7 @@ def line_chart(
     values = [v for s in lines for v in s.y] + ([level[0]] if level else [])
     log = may_log and not zero and min(values) > 0 and max(values) / min(values) > 300
     low, high = min(values + [0.0] * zero), max(values + [0.0] * zero)
+    high = 1.0 if zero and low == high else high  # all zero: room above, none below
     y_ticks = _log_ticks(low, high) if log else ticks(low, high, 4)
     low, high = min(y_ticks[0], low), max(y_ticks[-1], high)
     x_low, x_high = min(s.x[0] for s in lines), max(s.x[-1] for s in lines)

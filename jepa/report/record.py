@@ -150,7 +150,7 @@ def _quarantine(run: Run, prefix: str) -> Html:
     )  # fmt: skip
 
 
-def reproduce(runs: Sequence[Run], device: str) -> Section:
+def reproduce(runs: Sequence[Run]) -> Section:
     """The commands that made the run, its probes and this page."""
     blocks = []
     for run in runs:
@@ -162,7 +162,7 @@ def reproduce(runs: Sequence[Run], device: str) -> Section:
         lines += [f"jepa probe {again} --suite {shlex.quote(str(p['suite']))}" for p in run.probes]
         blocks.append(join(lines, "\n"))
     own = " ".join(shlex.quote(str(run.path)) for run in runs)
-    blocks.append(join([f"jepa report {own}" + ("" if device == "cpu" else f" --device {shlex.quote(device)}")]))
+    blocks.append(join([f"jepa report {own}"]))
     body = html("<pre><code>{t}</code></pre>", t=Html("\n".join(blocks)))
     lead = "On a CPU with the same number of processes these commands give the same losses bit for bit."
     return Section("reproduce", "Do it again", lead, body, "Reproduce")

@@ -155,7 +155,7 @@ main{padding:1.4rem .9rem 3rem}.intervals th[scope]{width:34%}.tiles{gap:.5rem}
 .grid>figure,.panel{padding:.8rem .8rem}}
 @media print{:root{color-scheme:light}body{font-size:11pt;background:#fff}main{max-width:none;padding:0}
 nav,.tip{display:none}
-section{margin-top:1.6rem}figure,.tiles li,.hood{break-inside:avoid}h2,h3{break-after:avoid}
+section{margin-top:1.6rem}figure,.tiles li,.hood{break-inside:avoid}h2,h3,.lead,.swatches{break-after:avoid}
 pre{white-space:pre-wrap}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 @media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}

@@ -70,6 +70,11 @@ def test_not_a_number_leaves_a_gap_and_nothing_at_all_says_so() -> None:
     assert "Nothing recorded yet" in line_chart("t", [Series("a", [1], [math.nan])])
 
 
+def test_zeros_lie_on_the_floor() -> None:
+    chart = line_chart("t", [Series("a", [0, 1], [0.0, 0.0])], zero=True)
+    assert {y for _, y in points(chart)[0]} == {HEIGHT - BOTTOM} and min(axis(chart)) == 0
+
+
 def test_long_runs_are_averaged_in_bins() -> None:
     n = 10 * MAX_POINTS
     chart = line_chart("t", [Series("a", range(n), [float(i % 2) for i in range(n)])])

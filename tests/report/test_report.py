@@ -240,6 +240,8 @@ def test_what_is_no_run_is_a_clear_error(runs: Runs, tmp_path: Path) -> None:
         build_report([])
     with pytest.raises(ConfigError, match="given twice"):
         build_report([runs.first, runs.first])
+    with pytest.raises(ConfigError, match="'abacus' cannot be used.*auto, cpu, cuda or mps"):
+        build_report([runs.first], device="abacus")
     (tmp_path / "config.yaml").write_text("nme: x\n")
     with pytest.raises(ConfigError, match="nme"):
         build_report([tmp_path])
