@@ -94,7 +94,7 @@ def legend(lines: Sequence[Series]) -> Html:
     if len(lines) < 2:
         return Html("")
     whos, whats = ({getattr(s, key): s for s in reversed(lines)} for key in ("who", "what"))
-    if min(len(whos), len(whats)) > 1:
+    if min(len(whos), len(whats)) > 1 and all(whos) and all(whats):
         lines = [Series(name, [], [], s.colour) for name, s in reversed(whos.items())]
         lines += [Series(name, [], [], 7, s.dash) for name, s in reversed(whats.items())]
     items = [

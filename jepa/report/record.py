@@ -176,8 +176,8 @@ def about() -> Html:
         "tell what the hidden parts look like <em>as a second encoder would describe them</em>, not as pixels. That "
         "second one, the <b>target encoder</b>, sees the whole image and is a slowly moving average of the first. No "
         "labels are used. Afterwards the target encoder is frozen and tested: this page shows with what result.</p>"
-        '<svg viewBox="0 0 760 190" role="img" aria-label="The visible part of an image goes through the context '
-        "encoder and the predictor; the whole image goes through the target encoder; the loss compares both "
+        '<div class="scroll"><svg viewBox="0 0 760 190" role="img" aria-label="The visible part of an image goes through '
+        "the context encoder and the predictor; the whole image goes through the target encoder; the loss compares both "
         'descriptions of the hidden blocks.">'
         '<rect x="8" y="20" width="120" height="44" rx="7"/><text x="68" y="47">visible part</text>'
         '<rect x="8" y="128" width="120" height="44" rx="7"/><text x="68" y="155">whole image</text>'
@@ -190,5 +190,5 @@ def about() -> Html:
         'M252 120l4 8 4-8z"/>'
         '<text class="note" x="316" y="98">slow average</text>'
         '<text class="note" x="590" y="34">predicted embeddings</text>'
-        '<text class="note" x="500" y="168">embeddings of the hidden blocks</text></svg></details>'
+        '<text class="note" x="500" y="168">embeddings of the hidden blocks</text></svg></div></details>'
     )

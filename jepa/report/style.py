@@ -141,14 +141,15 @@ details{border:1px solid var(--line);border-radius:10px;background:var(--panel);
 margin:.8rem 0}
 details[open]>summary{margin-bottom:.7rem}
 summary{cursor:pointer;font-weight:500}
-.about svg{width:100%;max-width:760px;height:auto;display:block;margin:.6rem 0}
+.about svg{width:100%;min-width:540px;max-width:760px;height:auto;display:block;margin:.6rem 0}
 .about text{fill:var(--ink);font-size:13px;text-anchor:middle}.about .note{fill:var(--soft);font-size:11.5px}
 .about rect{fill:var(--wash);stroke:var(--accent)}.about path{stroke:var(--soft);fill:none;stroke-width:1.3}
 .about .head{fill:var(--soft);stroke:none}
 footer{margin-top:4rem;padding-top:1rem;border-top:1px solid var(--line);font-size:.84rem;color:var(--soft)}
 .sr thead,thead.sr,.sr-only{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);
 white-space:nowrap}
-@media (max-width:560px){.cards .strip+.strip .head{display:none}.hood{min-width:0;gap:.2rem}.hood img{border-width:2px}
+@media (max-width:560px){.axis span:nth-child(even){display:none}
+.cards .strip+.strip .head{display:none}.hood{min-width:0;gap:.2rem}.hood img{border-width:2px}
 .hood figcaption{font-size:.68rem}
 main{padding:1.4rem .9rem 3rem}.intervals th[scope]{width:34%}.tiles{gap:.5rem}
 .tiles{grid-template-columns:1fr 1fr}.tiles b{font-size:1.25rem}section{margin-top:2.6rem}

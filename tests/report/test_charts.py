@@ -112,6 +112,8 @@ def test_a_legend_names_colours_and_dashes_apart_where_both_vary() -> None:
     assert items == [("s0", "d0", "p"), ("s1", "d0", "q"), ("s7", "d0", "x"), ("s7", "d1", "y")]
     assert re.findall(r"</svg>([^<]*)<", legend(four[:2])) == ["x p", "x q"]
     assert legend(four[:1]) == ""
+    mixed = [Series("loss", [0], [1.0], who="run", what="loss"), Series("guess", [0], [1.0], 7, 1)]
+    assert re.findall(r"</svg>([^<]*)<", legend(mixed)) == ["loss", "guess"]
 
 
 def test_tick_texts_tell_neighbours_apart() -> None:
