@@ -176,9 +176,9 @@ def about() -> Html:
         "tell what the hidden parts look like <em>as a second encoder would describe them</em>, not as pixels. That "
         "second one, the <b>target encoder</b>, sees the whole image and is a slowly moving average of the first. No "
         "labels are used. Afterwards the target encoder is frozen and tested: this page shows with what result.</p>"
-        '<div class="scroll"><svg viewBox="0 0 760 190" role="img" aria-label="The visible part of an image goes through '
-        "the context encoder and the predictor; the whole image goes through the target encoder; the loss compares both "
-        'descriptions of the hidden blocks.">'
+        '<div class="scroll"><svg viewBox="0 0 760 190" role="img" aria-label="The visible part of an image goes '
+        "through the context encoder and the predictor; the whole image goes through the target encoder; the loss "
+        'compares both descriptions of the hidden blocks.">'
         '<rect x="8" y="20" width="120" height="44" rx="7"/><text x="68" y="47">visible part</text>'
         '<rect x="8" y="128" width="120" height="44" rx="7"/><text x="68" y="155">whole image</text>'
         '<rect x="186" y="20" width="140" height="44" rx="7"/><text x="256" y="47">context encoder</text>'
