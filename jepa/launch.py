@@ -181,7 +181,7 @@ def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | s
     """Decide where the run starts and make the folder ready. Rank 0 does, under the lock; the others are told.
 
     Raises:
-        ConfigError: a run is there already, or none to go on with, or one with another configuration.
+        ConfigError: a run is there already, or one with another configuration.
         CheckpointError: no usable checkpoint.
     """
     if plan.rank != 0:
@@ -196,8 +196,6 @@ def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | s
             return Start()
         source = checkpoint.resolve(init_from, files=(checkpoint.folder.MODEL, checkpoint.folder.CONFIG))
         return Start(source, notes=(f"weights from {source}",))
-    if not rundir.has_run(out):
-        raise ConfigError(f"there is no run in {out} to go on with. Start it without --resume, or check --out")
     found, passed = checkpoint.find(out)
     if not (found / checkpoint.folder.OPTIM).is_file():
         raise CheckpointError(
@@ -221,7 +219,7 @@ def _extended(plan: Plan, old: RunConfig) -> RunConfig:
     if plan.total_steps <= before:
         raise ConfigError(
             f"--extend gives the new total length, {plan.total_steps} steps, but the run already has {before}. "
-            "Give a longer one"
+            "Give a longer one; an extension that was interrupted goes on with --resume"
         )
     return dataclasses.replace(old, train=dataclasses.replace(old.train, duration=duration))
 

@@ -26,7 +26,7 @@ from jepa import checkpoint
 from jepa import config as configuration
 from jepa.config import RunConfig
 from jepa.data import Batch
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
 
@@ -54,16 +54,19 @@ MAY_CHANGE_INEXACT = ("train.micro_batch", "train.threads", "train.compile", "tr
 
 
 @contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this process.
+def lock(run_dir: Path, new: bool = True) -> Iterator[None]:
+    """Hold the run folder for this process; it is made for a `new` run only.
 
     A POSIX record lock: the kernel drops it when the process dies, however it dies, and forked workers that outlive
     it for a moment do not hold it.
 
     Raises:
-        ConfigError: another process trains in this folder.
+        ConfigError: another process trains in this folder, or there is no run to go on with.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if new:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    elif not has_run(run_dir):
+        raise ConfigError(f"there is no run in {run_dir} to go on with. Start it without --resume, or check --out")
     if sys.platform == "win32":  # no such locks there: a second run in one folder is not noticed
         yield
         return
@@ -183,28 +186,46 @@ def write_environment(run_dir: Path, facts: dict[str, Any]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with _storage(path):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
 
 
 class Lines:
-    """A JSON-lines file that is appended to; each line reaches the system in one write."""
+    """A JSON-lines file that is appended to; nothing stays in a buffer of this process."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = path.open("a", encoding="utf-8")
+        self._path = path
+        self._stream = path.open("ab", buffering=0)
 
     def add(self, *rows: Mapping[str, Any]) -> None:
-        """Append one line per mapping; numbers that are not finite become null."""
-        if rows:
-            self._stream.write("".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows))
-            self._stream.flush()
+        """Append one line per mapping; numbers that are not finite become null.
+
+        Raises:
+            TrainingError: disk full or not writable.
+        """
+        left = memoryview("".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows).encode())
+        with _storage(self._path):
+            while left:
+                left = left[self._stream.write(left) :]
 
     def sync(self) -> None:
         """Onto the disk, so that a checkpoint written next never outlives the lines before it."""
-        os.fsync(self._stream.fileno())
+        with _storage(self._path):
+            os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         self._stream.close()
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror or error}. Make room or mend it, then go on with --resume"
+        ) from None
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,9 +80,10 @@ def train(
         raise ConfigError("--init-from starts a new run, --resume and --extend go on with one: give only one of them")
     if extend is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, duration=extend))
-    plan = validate(config)
-    with rundir.lock(out) if plan.rank == 0 else contextlib.nullcontext(), Interrupts() as interrupts:
-        start = launch.begin(plan, out, resume or extend is not None, extend is not None, init_from)
+    plan, resume = validate(config), resume or extend is not None
+    lock = rundir.lock(out, new=not resume) if plan.rank == 0 else contextlib.nullcontext()
+    with lock, Interrupts() as interrupts:
+        start = launch.begin(plan, out, resume, extend is not None, init_from)
         with launch.accelerator(plan, out) as accelerator:
             run = Run(plan, out, accelerator, launch.agree(accelerator, start), interrupts, monitor, trace, quiet)
             with run.display, contextlib.closing(run):

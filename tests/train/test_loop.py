@@ -345,6 +345,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tiny_data: Path, tmp_path: Path)
         train(run_config(tiny_data), out, quiet=True)
     with pytest.raises(ConfigError, match="there is no run"):
         train(run_config(tiny_data), tmp_path / "other", resume=True, quiet=True)
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ConfigError, match="only one of them"):
         train(run_config(tiny_data), out, resume=True, init_from=out, quiet=True)
     assert (out / "metrics.jsonl").read_bytes() == before

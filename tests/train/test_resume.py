@@ -231,6 +231,16 @@ def test_a_full_file_system(tiny_data: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_while_writing_lines(tmp_path: Path) -> None:
+    """/dev/full takes nothing, as a full disk does."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    lines = rundir.Lines(tmp_path / "metrics.jsonl")
+    with pytest.raises(TrainingError, match=r"cannot write .*metrics\.jsonl: No space left on device.*--resume"):
+        lines.add({"step": 1})
+    lines.close()
+
+
 # --- what may change --------------------------------------------------------------------------------------------------
 
 
