@@ -29,7 +29,7 @@ Status = Literal["ok", "warning", "error"]
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "safetensors", "accelerate", "webdataset", "pillow", "scikit-learn"),
-    *("tensorboard", "plotly", "psutil", "rich", "typer", "pyyaml", "braceexpand"),
+    *("tensorboard", "psutil", "rich", "typer", "pyyaml", "braceexpand"),
 )
 OPTIONAL = ("timm", "transformers")
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")

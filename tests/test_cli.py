@@ -14,7 +14,7 @@ import jepa
 from jepa import cli
 from jepa.errors import ConfigError
 
-HEAVY = ("torch", "numpy", "torchvision", "PIL", "accelerate", "sklearn", "plotly", "yaml")
+HEAVY = ("torch", "numpy", "torchvision", "PIL", "accelerate", "sklearn", "yaml")
 
 
 def run(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
