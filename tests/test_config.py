@@ -79,6 +79,13 @@ def test_a_duration_replaces_another(tmp_path: Path) -> None:
     assert run.name == "a"
 
 
+def test_a_key_called_samples_beside_others_is_no_duration(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("monitor: {samples: 100, knn_k: 7}")
+    run = config.load(file, ["monitor.samples=64"])
+    assert (run.monitor.samples, run.monitor.knn_k) == (64, 7)
+
+
 def test_extends_overlay_override_in_that_order(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "seed: 1\noptim: {lr: 0.1, betas: [0.8, 0.9]}\nmethod: {name: ijepa, ema: [0, 1]}"
