@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.hygiene.tree import ROOT
 
 RECIPE = ["source.samples={train: 96, val: 32, test: 48}", "shards.max_samples=32"]
 OVERRIDES = [
@@ -71,3 +74,9 @@ def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
     assert (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes() == weights, "nothing is trained twice"
     again = json.loads((run / "summary.json").read_text())
     assert again["probe_rows"] == summary["probe_rows"]
+
+    for page in ("README.md", "docs/checkpoints.md", "docs/data.md"):  # what the documents show works on this run
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+            code = block.replace("runs/demo", "demo").replace("data/digits", "demo/data")
+            done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, f"{page}: {done.stderr}"
