@@ -133,7 +133,9 @@ def test_a_known_torch_mismatch_is_advice_not_a_bug(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
-        "import sys, time\nfrom jepa import cli\n"
+        "import signal, sys, time\nfrom jepa import cli\n"
+        # a suite started in the background (nohup, CI) hands down an ignored SIGINT
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "@cli.app.command()\n"
         "def slow():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "sys.exit(cli.main(['slow']))\n"
