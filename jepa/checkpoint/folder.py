@@ -151,7 +151,7 @@ def manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a usable checkpoint: cannot read {MANIFEST} ({error})") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{file} does not describe a {FORMAT} (format: {FORMAT!r} is missing)")
