@@ -28,7 +28,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from jepa import checkpoint, environment, optim, rundir
+from jepa import checkpoint, cost, environment, optim, rundir
 from jepa.config import RunConfig
 from jepa.data import TrainData, derive_accumulation
 from jepa.errors import CheckpointError, ConfigError, TrainingError
@@ -65,6 +65,7 @@ class Plan:
     checkpoint_every: int
     keep_every: int
     monitor_every: int
+    step_flops: float | None  # operations of one step over all processes, where they can be counted
 
     @property
     def schedule_steps(self) -> float:
@@ -75,6 +76,10 @@ class Plan:
     def dtype(self) -> torch.dtype:
         """Type of the weights; autocast lowers that of the maths."""
         return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def flops(self, steps: int) -> dict[str, float]:
+        """Operations of so many steps as a metric; empty where they cannot be counted."""
+        return {} if self.step_flops is None else {"flops": steps * self.step_flops}
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done every so many steps is due after `step` steps; always at the end."""
@@ -130,6 +135,7 @@ def validate(config: RunConfig) -> Plan:
         checkpoint_every=steps(settings.checkpoint_every) or total,
         keep_every=steps(settings.keep_every),
         monitor_every=steps(config.monitor.every),
+        step_flops=cost.step_flops(config) if rank == 0 else None,
     )
 
 

@@ -14,6 +14,16 @@ def normalise_targets(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
+def centre_targets(tokens: Tensor, empty: Tensor) -> Tensor:
+    """Teacher tokens (B, N, D) less those of an empty image (1, N, D), then less their mean over the image.
+
+    No sample depends on another one. data2vec (arXiv 2202.03555, section 3.2) normalises targets over the sequence
+    to the same end; there the variance is set to one too, here the layer norm that follows does that per token.
+    """
+    tokens = tokens - empty
+    return tokens - tokens.mean(dim=1, keepdim=True)
+
+
 def latent_loss(predicted: Tensor, target: Tensor, kind: str = "smooth_l1") -> Tensor:
     """Mean distance of predicted and target embeddings (M, K, D), as a 0-d tensor.
 

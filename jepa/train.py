@@ -234,7 +234,7 @@ class Run:
         batch, memory = self.config.train.batch, environment.peak_memory_gib(self.device)
         row = {"step": self.step, "g": self.step * batch, **means, **self.values, "grad_norm": grad_norm}
         row |= {"images_per_s": steps * batch / seconds, "step_seconds": seconds / max(1, steps), "data_wait": wait}
-        row |= {"peak_memory_gib": memory, "device_seconds": self.device_seconds}
+        row |= {"peak_memory_gib": memory, "device_seconds": self.device_seconds, **self.plan.flops(self.step)}
         if self.accelerator.scaler is not None:
             row |= {"loss_scale": self.accelerator.scaler.get_scale(), "skipped": self.skipped}
         if self.metrics is not None:

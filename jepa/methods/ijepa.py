@@ -6,6 +6,10 @@ arXiv 2301.08243.
     jepa train ijepa-vit-b16 data.path=data/imagenet
 
 loss = mean smooth-L1( predictor(context_encoder(x, context), targets), layer_norm(target_encoder(x))[targets] )
+With `targets: centred` the teacher's tokens are first freed of what needs no understanding to predict: its answer to
+an empty image (the position) and their mean over the image (overall colour and brightness). On small, plain pictures
+these are nearly all that plain targets hold, and the encoder learns little else.
+
 target_encoder <- m * target_encoder + (1 - m) * context_encoder, m linear from ema[0] to ema[1].
 
 Shapes: B batch, N tokens, C contexts, T targets, Kc Kt kept tokens, D width.
@@ -41,6 +45,7 @@ class IJEPAConfig:
     )  # which tokens are context, which targets
     ema: tuple[float, float] = (0.996, 1.0)  # target encoder's momentum, from the first to the last step
     loss: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"  # distance of predicted and target embeddings
+    targets: Literal["plain", "centred"] = "plain"  # centred: less what position and the whole image alone tell
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in self.ema):
@@ -89,6 +94,9 @@ class IJEPA(Method):
     def targets(self, images: Tensor, masks: masks.Masks) -> Tensor:
         """Normalised teacher embeddings of the target blocks: (T * C * B, Kt, D)."""
         tokens = self.target(images)  # (B, N, D): the teacher sees the whole image
+        if self.config.targets == "centred":
+            empty = self.target(torch.zeros_like(images[:1]))  # (1, N, D): what a position alone tells
+            tokens = losses.centre_targets(tokens, empty)
         # the norm is per token, so gathering first gives the same values and touches fewer tokens
         blocks = losses.normalise_targets(gather_tokens(tokens, masks.target))
         return repeat_blocks(blocks, len(masks.target), len(masks.context))

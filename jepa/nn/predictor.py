@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.errors import ConfigError
-from jepa.nn.attention import NORM_EPS, Block, init_transformer
+from jepa.nn.attention import NORM_EPS, Block, Init, init_transformer
 from jepa.nn.tokens import gather_tokens, sincos_table
 
 
@@ -23,6 +23,7 @@ class PredictorConfig:
     width: int = 384  # of its tokens; narrower than the encoder
     heads: int | None = None  # default: as many as the encoder
     mlp_ratio: float = 4.0  # hidden width of the MLP / width
+    init: Init = "fixed"  # weights at the start: std 0.02, or fan_in: in step with each map's inputs
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 4 or self.width % 4:
@@ -47,7 +48,7 @@ class Predictor(nn.Module):
         self.predictor_blocks = nn.ModuleList(Block(config.width, heads, config.mlp_ratio) for _ in range(config.depth))
         self.predictor_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.predictor_proj = nn.Linear(config.width, encoder_width)
-        init_transformer(self, self.predictor_blocks)
+        init_transformer(self, self.predictor_blocks, config.init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tensor, context_at: list[Tensor], target_at: list[Tensor]) -> Tensor:

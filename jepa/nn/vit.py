@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.errors import ConfigError
-from jepa.nn.attention import NORM_EPS, Block, init_transformer
+from jepa.nn.attention import NORM_EPS, Block, Init, init_transformer
 from jepa.nn.tokens import PatchEmbed, gather_tokens, sincos_table, token_grid
 
 Size = Literal["tiny", "small", "base", "large", "huge", "giant"]
@@ -36,6 +36,7 @@ class EncoderConfig:
     depth: int | None = None  # blocks; default: the size's
     heads: int | None = None  # attention heads; default: the size's
     mlp_ratio: float | None = None  # hidden width of the MLP / width; default: the size's
+    init: Init = "fixed"  # weights at the start: std 0.02, or fan_in: in step with each map's inputs
 
     def __post_init__(self) -> None:
         width, depth, heads, ratio = self.resolved()
@@ -67,7 +68,7 @@ class VisionTransformer(nn.Module):
         self.register_buffer("pos_embed", sincos_table(width, self.grid))
         self.blocks = nn.ModuleList(Block(width, heads, ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        init_transformer(self, self.blocks)
+        init_transformer(self, self.blocks, config.init)
 
     def forward(self, images: Tensor, keep: list[Tensor] | None = None) -> Tensor:
         """Normalised images (B, 3, H, W) to tokens.

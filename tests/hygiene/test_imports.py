@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.hygiene.tree import PACKAGE, modules
 
 # Top to bottom. A file may import from its own entry and from those above it, never from one below.
-TRAINING = ("environment", "interrupt", "rundir", "progress", "launch")  # parts of the training loop
+TRAINING = ("environment", "interrupt", "rundir", "progress", "cost", "launch")  # parts of the training loop
 ORDER = (
     *("errors", "keyed", "resources", "config", "data", "masks", "nn", "losses", "ema", "methods", "optim"),
     *("checkpoint", "export", "monitor", "probe", "plan", *TRAINING, "train", "slurm", "report", "bench", "doctor"),

@@ -1,0 +1,47 @@
+"""What training costs, counted rather than looked up: floating-point operations of one optimiser step of any method.
+
+The method is built on the meta device (real sizes, no memory, no arithmetic) and its forward and backward are run
+there under torch's operation counter. So an outside method is counted too, and so is whatever a method computes in
+its own way. Counted are matrix products, attention included; a multiply-add is two operations. Not counted: norms,
+activations, softmax, the optimiser, and what a kernel or activation checkpointing computes a second time.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa.config import RunConfig
+from jepa.methods import base
+
+_DRAWS = 2  # block sizes differ from step to step, so a few steps are counted
+
+
+def step_flops(config: RunConfig) -> float | None:
+    """Operations of one optimiser step on the whole batch, forward and backward, mean over a few steps' masks.
+
+    None when the method cannot run on the meta device (it looks at values while it computes).
+    """
+    with torch.device("meta"):
+        method = base.create(config.method, config.data.image_size).to("meta").train()
+        images = torch.empty(2, 3, *config.data.image_size)
+    sampler = method.sampler(config.seed)
+    counts = []
+    for step in range(_DRAWS if sampler is not None else 1):
+        masks = sampler(step, np.arange(2, dtype=np.int64)).to("meta") if sampler is not None else None
+        schedule = {k: torch.empty((), device="meta") for k in method.schedule(step, _DRAWS)}
+        # the spelt-out attention: fused kernels recompute in backward, which is no work that the model needs
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            try:
+                method(images, masks, schedule).loss.backward()
+            except (RuntimeError, NotImplementedError):
+                return None
+        counts.append(counter.get_total_flops())
+    return fmean(counts) / len(images) * config.train.batch
+
+
+__all__ = ["step_flops"]
