@@ -19,11 +19,9 @@ from typer.core import TyperGroup
 
 import jepa
 from jepa.errors import ConfigError, JepaError
+from jepa.terminal import print_facts, print_figures, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from jepa.bench.result import Result
     from jepa.config import Duration, RunConfig
 
 T = TypeVar("T")
@@ -93,12 +91,12 @@ def data_build(
 
     manifest = build(recipe, out, overrides=overrides, workers=workers)
     for name, split in manifest.splits.items():
-        typer.echo(f"{name}: {len(split)} images in {len(split.shard_sizes)} shards")
+        typer.echo(f"{name}: {len(split)} {manifest.media}s in {len(split.shard_sizes)} shards")
     for note in manifest.notes:
         typer.echo(f"note: {note}")
     if manifest.bad_count:
         first = manifest.bad[0]
-        typer.echo(f"left out {manifest.bad_count} images, such as {first['source']}: {first['reason']}")
+        typer.echo(f"left out {manifest.bad_count} {manifest.media}s, such as {first['source']}: {first['reason']}")
     typer.echo(f"{out} is ready; look at it with `jepa data show {out}`")
 
 
@@ -111,6 +109,30 @@ def data_show(
     from jepa.data.show import show
 
     typer.echo(show(folder, picture).text)
+
+
+@data_app.command("check")
+def data_check(
+    place: Annotated[Path, typer.Argument(help="A folder of videos, one video, or a file that lists them.")],
+    overrides: Overrides = None,
+    clean: Annotated[Path | None, typer.Option(help="Write the list of usable videos here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything that was found here, as JSON.")] = None,
+) -> None:
+    """Decode every video, in processes that may be killed: broken, slow, too short, of varying rate, lying ones."""
+    from jepa.data.video import scan
+
+    found = scan.check(scan.find_videos(place), _settings(scan.ScanConfig, overrides), show=True)
+    for verdict in found.verdicts:
+        if verdict.status != "ok":
+            typer.echo(verdict.line)
+    typer.echo(found.summary())
+    if clean is not None:
+        kept = found.write_clean(clean)
+        typer.echo(f"{kept} usable videos listed in {clean}: jepa data build videos source.labels={clean} ...")
+    if out is not None:
+        found.write_json(out)
+    if not found.clean():
+        raise typer.Exit(1)
 
 
 # --- train, probe, report -----------------------------------------------------------------------------------------
@@ -189,8 +211,8 @@ def probe(
 
     result = measure(run, suite, overrides, device=device)
     if as_json:
-        return _print_json(result)
-    _print_table(terminal.table(result))
+        return print_json(result)
+    print_table(terminal.table(result))
     typer.echo(f"written to {Path(result['run']) / 'probes' / result['suite']}.json")
 
 
@@ -235,20 +257,20 @@ def inspect(
         from jepa.checkpoint import describe
 
         facts = describe(checkpoint)
-    _print_json(facts) if as_json else _print_facts(facts)
+    print_json(facts) if as_json else print_facts(facts)
 
 
 @app.command("import", rich_help_panel=LOOK)
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A foreign checkpoint file.")],
     to: Annotated[Path, typer.Option("--to", help="Run folder to write.")],
-    source: Annotated[str, typer.Option("--from", help="Its layout: ijepa.")] = "ijepa",
+    source: Annotated[str, typer.Option("--from", help="Its layout: ijepa, vjepa, vjepa2, vjepa21.")] = "ijepa",
     overrides: Overrides = None,
 ) -> None:
     """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""
     from jepa.export import import_checkpoint
 
-    _print_facts(import_checkpoint(checkpoint, source, to, overrides))
+    print_facts(import_checkpoint(checkpoint, source, to, overrides))
     typer.echo(f"{to} is a run now: jepa probe {to} --suite NAME dataset=DIR")
 
 
@@ -261,7 +283,7 @@ def doctor(as_json: Json = False) -> None:
     from jepa import doctor as examiner
 
     checks = examiner.examine()
-    _print_json(examiner.as_json(checks)) if as_json else typer.echo(examiner.as_text(checks))
+    print_json(examiner.as_json(checks)) if as_json else typer.echo(examiner.as_text(checks))
     if any(check.status == "error" for check in checks):
         raise typer.Exit(1)
 
@@ -271,7 +293,7 @@ def bench_step(overrides: Overrides = None, device: Device = None, as_json: Json
     """A training step against the best matrix product of this machine."""
     from jepa.bench import step
 
-    _print_figures(step.bench_step(_settings(step.StepSettings, overrides), device), as_json)
+    print_figures(step.bench_step(_settings(step.StepSettings, overrides), device), as_json)
 
 
 @bench_app.command("data")
@@ -279,7 +301,15 @@ def bench_data(overrides: Overrides = None, as_json: Json = False) -> None:
     """Reading, decoding and cropping against the bare decoders; opening and resuming."""
     from jepa.bench import data
 
-    _print_figures(data.bench_data(_settings(data.DataSettings, overrides)), as_json)
+    print_figures(data.bench_data(_settings(data.DataSettings, overrides)), as_json)
+
+
+@bench_app.command("decode")
+def bench_decode(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Decoding clips: the libraries against each other, and the pool against the bare decoder."""
+    from jepa.bench import decode
+
+    print_figures(decode.bench_decode(_settings(decode.DecodeSettings, overrides)), as_json)
 
 
 @bench_app.command("masks")
@@ -287,48 +317,19 @@ def bench_masks(overrides: Overrides = None, as_json: Json = False) -> None:
     """Drawing the masks of a batch."""
     from jepa.bench import masks
 
-    _print_figures(masks.bench_masks(_settings(masks.MasksSettings, overrides)), as_json)
+    print_figures(masks.bench_masks(_settings(masks.MasksSettings, overrides)), as_json)
 
 
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 
-# --- printing and errors ------------------------------------------------------------------------------------------
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))
-
-
-def _print_table(table: Table) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _print_figures(result: Result, as_json: bool) -> None:
-    _print_json(result.to_dict()) if as_json else _print_table(result.table())
+# --- settings and errors ------------------------------------------------------------------------------------------
 
 
 def _settings(cls: type[T], overrides: list[str] | None) -> T:
     from jepa import config
 
     return config.build(cls, config.override({}, overrides or []))
-
-
-def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    for key, value in facts.items():
-        if isinstance(value, dict) and value:
-            typer.echo(f"{indent}{key}:")
-            _print_facts(value, indent + "  ")
-        else:
-            typer.echo(f"{indent}{key}: {value}")
-
-
-def _say(label: str, message: str) -> None:
-    rank = os.environ.get("RANK", "0")
-    where = f" [rank {rank}]" if rank != "0" else ""
-    typer.echo(f"{typer.style(label, fg='red', bold=True)}{where} {message}", err=True)  # colour only on a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -338,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         return _flushed(stop.code if isinstance(stop.code, int) else 0)
     except JepaError as error:
-        _say("error:", str(error))
+        say("error:", str(error))
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -360,16 +361,16 @@ def _unexpected(error: Exception) -> int:
 
     advice = advice_for(error)
     if advice:
-        _say("error:", f"{error}\n{advice}")
+        say("error:", f"{error}\n{advice}")
         return 2
     if type(error).__name__ == "OutOfMemoryError":
-        _say("error:", f"{error}\nLower train.micro_batch, or set train.activation_checkpointing=true")
+        say("error:", f"{error}\nLower train.micro_batch, or set train.activation_checkpointing=true")
         return 2
     if isinstance(error, OSError) and error.errno in SURROUNDINGS:
-        _say("error:", f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        say("error:", f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 2
     traceback.print_exception(error)
-    _say(
+    say(
         "This is a bug in jepa, not in what you gave it.",
         "Please report the traceback above with the command and the output of `jepa doctor`.",
     )

@@ -49,11 +49,32 @@ class Duration:
 
 
 @dataclass(frozen=True)
+class ClipConfig:
+    """Which frames of a video a clip takes: `frames` of them, spaced by exactly one of fps, stride and duration."""
+
+    frames: int = 16  # frames of a clip
+    fps: float | None = None  # frames per second of video; the frame shown at each time is taken
+    stride: int | None = None  # every so many-th frame, whatever the video's rate
+    duration: float | None = None  # seconds that the frames are spread over
+    clips: int = 1  # clips of each video, spread over it; for evaluation, training takes one
+    short: Literal["pad", "loop", "skip"] = "loop"  # video too short: hold the last frame, start over, take another
+
+    def __post_init__(self) -> None:
+        given = {k: v for k in ("fps", "stride", "duration") if (v := getattr(self, k)) is not None}
+        if len(given) != 1:
+            shown = ", ".join(f"{k}={v:g}" for k, v in given.items()) or "none"
+            raise ConfigError(f"a clip needs exactly one of fps, stride, duration; given: {shown}")
+        if min(self.frames, self.clips) < 1 or not 0 < min(given.values()) < float("inf"):
+            raise ConfigError(f"frames={self.frames} and clips={self.clips} must be at least 1, {given} above 0")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read and how it is cropped."""
 
     path: str = ""  # folder made by `jepa data build`
     split: str = "train"  # split that is trained on
+    clip: ClipConfig | None = None  # frames taken from each video; null: the data set holds images
     image_size: tuple[int, int] = (224, 224)  # (height, width); one number means square
     crop_scale: tuple[float, float] = (0.3, 1.0)  # share of the image's area
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # width / height
@@ -66,6 +87,25 @@ class DataConfig:
     shuffle_shards: int = 16  # samples are shuffled inside blocks of this many neighbouring (permuted) shards
     lanes: int = 1  # contiguous parts of the epoch visited round-robin; set to the number of nodes on a big cluster
     max_bad: float = 0.01  # the run stops when a larger share of samples could not be read
+    decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"  # of videos; auto: the first that works here
+    decode_seconds: float = 60.0  # a video that takes longer to decode is given up and another one taken
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(H, W) of images, (T, H, W) of clips."""
+        return self.image_size if self.clip is None else (self.clip.frames, *self.image_size)
+
+
+@dataclass(frozen=True)
+class MixConfig(DataConfig):
+    """A further source of every step, beside `data`; mean and std are those of `data`."""
+
+    batch: int = 1  # its fixed count in every step, over all ranks
+    weight: float | None = None  # its part of the step's loss; default: its share of the step's samples
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch: at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +161,7 @@ class RunConfig:
     seed: int = 0  # of everything random in the run
     method: dict[str, Any] = field(default_factory=lambda: {"name": "ijepa"})  # name + the method's own Config
     data: DataConfig = field(default_factory=DataConfig)  # what is read and how it is cropped
+    mix: dict[str, MixConfig] = field(default_factory=dict)  # further sources of every step, by name
     optim: OptimConfig = field(default_factory=OptimConfig)  # AdamW and its schedules
     train: TrainConfig = field(default_factory=TrainConfig)  # the loop
     monitor: MonitorConfig = field(default_factory=MonitorConfig)  # health while training
@@ -279,10 +320,12 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in top.items():
         old = out.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not (_is_duration(old) and _is_duration(value)):
+        if key == "*":  # in an overlay: every entry that is there
+            out = {k: merge(v, value) for k, v in out.items()}
+        elif isinstance(old, dict) and isinstance(value, dict) and not (_is_duration(old) and _is_duration(value)):
             out[key] = merge(old, value)
         else:
-            out[key] = value
+            out[key] = merge({}, value) if isinstance(value, dict) and "*" in value else value
     return out
 
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.config import RunConfig
+from jepa.data import Batch
 from jepa.methods import base
 
 _DRAWS = 2  # block sizes differ from step to step, so a few steps are counted
@@ -27,9 +28,26 @@ def step_flops(config: RunConfig) -> float | None:
     None when the method cannot run on the meta device (it looks at values while it computes).
     """
     with torch.device("meta"):
-        method = base.create(config.method, config.data.image_size).to("meta").train()
-        images = torch.empty(2, 3, *config.data.image_size)
-    sampler = method.sampler(config.seed)
+        method = base.create(config.method, config.data.size).to("meta").train()
+    method.expect([base.kind_of(s) for s in (config.data.size, *(m.size for m in config.mix.values()))])
+    total = _source_flops(method, config.seed, config.data.size, 0)
+    if total is None:
+        return None
+    total *= config.train.batch
+    for number, source in enumerate(config.mix.values(), 1):
+        more = _source_flops(method, config.seed, source.size, number)
+        if more is None:
+            return None
+        total += more * source.batch
+    return total
+
+
+def _source_flops(method: base.Method, seed: int, size: tuple[int, ...], source: int) -> float | None:
+    """Operations for one sample of one source."""
+    x = torch.empty(2, 3, *size, device="meta")
+    nothing = torch.empty(2, dtype=torch.int64)
+    batch = Batch(x, nothing, nothing, nothing, source=source)
+    sampler = method.sampler(seed, size)
     counts = []
     for step in range(_DRAWS if sampler is not None else 1):
         masks = sampler(step, np.arange(2, dtype=np.int64)).to("meta") if sampler is not None else None
@@ -37,11 +55,11 @@ def step_flops(config: RunConfig) -> float | None:
         # the spelt-out attention: fused kernels recompute in backward, which is no work that the model needs
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             try:
-                method(images, masks, schedule).loss.backward()
+                method(x, masks, schedule, batch=batch).loss.backward()
             except (RuntimeError, NotImplementedError):
                 return None
         counts.append(counter.get_total_flops())
-    return fmean(counts) / len(images) * config.train.batch
+    return fmean(counts) / len(x)
 
 
 __all__ = ["step_flops"]

@@ -30,7 +30,7 @@ from torch import nn
 
 from jepa import checkpoint, cost, environment, optim, rundir
 from jepa.config import RunConfig
-from jepa.data import TrainData, derive_accumulation
+from jepa.data import TrainData, mix
 from jepa.errors import CheckpointError, ConfigError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
@@ -58,14 +58,18 @@ class Plan:
     rank: int
     world: int
     precision: environment.Resolved
-    data: TrainData
+    sources: tuple[mix.Stream, ...]  # the main one first
     total_steps: int
-    accumulation: int  # micro-batches per step and rank
     schedules: optim.Schedules
     checkpoint_every: int
     keep_every: int
     monitor_every: int
     step_flops: float | None  # operations of one step over all processes, where they can be counted
+
+    @property
+    def data(self) -> TrainData:
+        """The main source, whose samples are counted in epochs."""
+        return self.sources[0].data
 
     @property
     def schedule_steps(self) -> float:
@@ -87,12 +91,10 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What a continuation is compared with, besides the configuration."""
-        manifest = self.data.manifest
-        return {
-            "precision": self.precision,
-            "world": self.world,
-            "dataset": {"name": manifest.name, "hash": manifest.hash, "size": self.data.size},
-        }
+        main, *others = (_dataset(source.data) for source in self.sources)
+        same = {"precision": self.precision, "world": self.world, "dataset": main}
+        decoders = {s.name: s.data.decoder for s in self.sources if s.data.decoder is not None}
+        return same | ({"mix": others} if others else {}) | ({"decoders": decoders} if decoders else {})
 
 
 def validate(config: RunConfig) -> Plan:
@@ -106,8 +108,8 @@ def validate(config: RunConfig) -> Plan:
     config = rundir.resolved(config)
     settings = config.train
     precision = environment.resolve_precision(settings.precision, environment.device_type())
-    _, _, accumulation = derive_accumulation(settings.batch, settings.micro_batch, world)
-    _check_method(config, accumulation)
+    sources = mix.streams(config, world)
+    _check_method(config, sources)
     _check_trackers(settings.trackers)
     for name in ("log_every", "threads"):
         value = getattr(settings, name)
@@ -115,7 +117,7 @@ def validate(config: RunConfig) -> Plan:
             raise ConfigError(f"train.{name}: got {value}, allowed: at least 1")
     if settings.keep < 0:
         raise ConfigError(f"train.keep: got {settings.keep}, allowed: 0 (keep all) or more")
-    data = TrainData(config.data, config.seed)
+    data = sources[0].data
 
     def steps(duration: Any) -> int:
         return int(duration.to_steps(settings.batch, data.size)) if duration is not None else 0
@@ -128,9 +130,8 @@ def validate(config: RunConfig) -> Plan:
         rank=rank,
         world=world,
         precision=precision,
-        data=data,
+        sources=tuple(sources),
         total_steps=total,
-        accumulation=accumulation,
         schedules=optim.Schedules(config.optim, settings.batch, data.size, total),
         checkpoint_every=steps(settings.checkpoint_every) or total,
         keep_every=steps(settings.keep_every),
@@ -139,22 +140,34 @@ def validate(config: RunConfig) -> Plan:
     )
 
 
-def _check_method(config: RunConfig, accumulation: int) -> None:
+def _dataset(data: TrainData) -> dict[str, Any]:
+    return {"name": data.manifest.name, "hash": data.manifest.hash, "size": data.size}
+
+
+def _check_method(config: RunConfig, sources: list[mix.Stream]) -> None:
     cls, _ = base.resolve(config.method)
-    if cls.couples_samples and accumulation > 1:
+    most = max(source.accumulation for source in sources)
+    if cls.couples_samples and most > 1:
         raise ConfigError(
-            f"method {config.method['name']!r} couples the samples of a batch, so its loss over {accumulation} "
+            f"method {config.method['name']!r} couples the samples of a batch, so its loss over {most} "
             f"micro-batches is not that of the batch. Unset train.micro_batch={config.train.micro_batch}, use a "
             "smaller train.batch, or more processes"
         )
-    if "image" not in cls.inputs:
-        raise ConfigError(f"method {config.method['name']!r} trains on {', '.join(cls.inputs)}; this data holds images")
+    sizes = [source.data.config.size for source in sources]
     with torch.device("meta"):  # real sizes, no memory
-        method = base.create(config.method, config.data.image_size)
+        method = base.create(config.method, sizes[0])
+    for source, size in zip(sources, sizes, strict=True):
+        if base.kind_of(size) not in cls.inputs:
+            raise ConfigError(
+                f"method {config.method['name']!r} trains on {' and '.join(cls.inputs)}s, {source.name} holds "
+                f"{base.kind_of(size)}s"
+            )
+    method.expect([base.kind_of(size) for size in sizes])
     optim.param_groups(method)
-    sampler = method.sampler(config.seed)
-    if sampler is not None:
-        sampler(0, np.arange(2, dtype=np.int64))
+    for source, size in zip(sources, sizes, strict=True):
+        sampler = method.sampler(source.seed, size)
+        if sampler is not None:
+            sampler(0, np.arange(2, dtype=np.int64))
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:
@@ -304,6 +317,7 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     """
     settings = plan.config.train
     method = checkpoint.create(plan.config).to(plan.dtype).train()
+    method.expect([base.kind_of(source.data.config.size) for source in plan.sources])
     method.checkpoint_blocks(settings.activation_checkpointing)
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)
@@ -336,8 +350,10 @@ def agree(accelerator: Accelerator, value: T) -> T:
 # --- small device matters -----------------------------------------------------------------------------------------
 
 
-def to_device(masks: Masks, device: torch.device) -> Masks:
+def to_device(masks: Masks | None, device: torch.device) -> Masks | None:
     """Masks on the device; through page-locked memory for CUDA, where a copy from anything else makes the host wait."""
+    if masks is None:
+        return None
     if device.type == "cuda":
         masks = Masks([m.pin_memory() for m in masks.context], [m.pin_memory() for m in masks.target])
     return masks.to(device, non_blocking=True)

@@ -1,10 +1,11 @@
 """Losses as pure tensor functions.
 
-Shapes: M prediction blocks (targets x contexts x batch), K tokens, D width.
+Shapes: M prediction blocks (targets x contexts x batch), B batch, N tokens of a grid, K tokens, D width.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,6 +13,11 @@ from torch.nn import functional as F
 def normalise_targets(tokens: Tensor) -> Tensor:
     """Layer norm without scale and shift over the feature axis (eps 1e-5), as I-JEPA and V-JEPA do with targets."""
     return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def normalise_levels(tokens: Tensor, levels: int) -> Tensor:
+    """`normalise_targets` for each of the chunks that make up the feature axis (V-JEPA 2.1)."""
+    return normalise_targets(tokens.unflatten(-1, (levels, -1))).flatten(-2)  # type: ignore[no-untyped-call]
 
 
 def centre_targets(tokens: Tensor, empty: Tensor) -> Tensor:
@@ -35,3 +41,41 @@ def latent_loss(predicted: Tensor, target: Tensor, kind: str = "smooth_l1") -> T
         return F.l1_loss(predicted, target)
     assert kind == "l2", f"unknown loss {kind!r}, expected smooth_l1, l1 or l2"
     return F.mse_loss(predicted, target)
+
+
+def power_loss(predicted: Tensor, target: Tensor, kind: str, weight: Tensor | None = None) -> Tensor:
+    """V-JEPA's loss: mean |predicted - target|^p / p with p = 1 ("l1") or 2 ("l2"); or "smooth_l1" (beta 1).
+
+    Args:
+        weight: (B, K), multiplies every feature of a token.
+
+    Returns:
+        0-d; the mean is over all of (B, K, D).
+    """
+    if weight is None and kind != "l2":
+        return latent_loss(predicted, target, kind)
+    each = F.smooth_l1_loss(predicted, target, reduction="none") if kind == "smooth_l1" else (predicted - target).abs()
+    each = each.square() / 2 if kind == "l2" else each
+    return each.mean() if weight is None else (each.mean(dim=-1) * weight).mean()
+
+
+def distance_to(chosen: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Euclidean distance of every token of a grid (time, rows, columns) to the nearest chosen one, in tokens.
+
+    The exact distance transform, one axis after the other: work grows with N times the grid's sides, not with the
+    number of pairs.
+
+    Args:
+        chosen: token indices (B, K).
+
+    Returns:
+        (B, N) float32; 0 at the chosen tokens.
+    """
+    batch, count = len(chosen), grid[0] * grid[1] * grid[2]
+    squared = torch.full((batch, count), float(sum(side**2 for side in grid)), device=chosen.device)
+    squared = squared.scatter(1, chosen, 0.0).view(batch, *grid)
+    for axis, side in enumerate(grid, start=1):
+        place = torch.arange(side, device=chosen.device, dtype=squared.dtype)
+        steps = (place[:, None] - place).square()  # from each place to every other
+        squared = (squared.movedim(axis, -1).unsqueeze(-2) + steps).amin(dim=-1).movedim(-1, axis)
+    return squared.sqrt().view(batch, count)

@@ -99,6 +99,12 @@ class Clock:
         self.reset()
         return seconds, wait
 
+    def rates(self, steps: int, samples: int) -> tuple[float, dict[str, float]]:
+        """Seconds as `read` gives them, and the metrics of `steps` steps of so many samples (images or clips)."""
+        seconds, wait = self.read()
+        speed = {"images_per_s": steps * samples / seconds, "step_seconds": seconds / max(1, steps), "data_wait": wait}
+        return seconds, speed
+
 
 class Display:
     """Progress on standard error: one live line on a terminal, a log line now and then elsewhere; only on rank 0."""

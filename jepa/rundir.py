@@ -40,6 +40,8 @@ MAY_CHANGE = (
     "data.path",  # when the data set there has the same content hash
     "data.workers",
     "data.prefetch",
+    "data.decoder",  # as long as the same one is used
+    "data.decode_seconds",
     "data.max_bad",
     "train.checkpoint_every",
     "train.keep",
@@ -136,6 +138,10 @@ def check_changes(old: RunConfig, new: RunConfig, state: Mapping[str, Any], now:
             f"the data set was {was['name']} ({was['size']} samples, hash {was['hash'][:12]}), now {got['name']} "
             f"({got['size']} samples, hash {got['hash'][:12]})"
         )
+    for name in ("mix", "decoders"):
+        was, got = state.get(name), now.get(name)
+        if was != got:
+            wrong.append(_change(name, was, got))
     if wrong:
         raise ConfigError(
             f"this run cannot go on with another configuration: {'; '.join(wrong)}. May change: "
@@ -148,6 +154,13 @@ def check_changes(old: RunConfig, new: RunConfig, state: Mapping[str, Any], now:
             "in rounding"
         )
     return notes
+
+
+def _change(name: str, was: Any, got: Any) -> str:
+    if name == "mix":
+        return f"the data sets under mix were {was}, now {got}"
+    wanted = ", ".join(f"{source}.decoder={decoder}" for source, decoder in (was or {}).items())
+    return f"the videos were decoded by {was}, now {got}: set {wanted}, and install it where it is missing"
 
 
 def _allowed(key: str) -> bool:
@@ -261,7 +274,7 @@ def _keep_lines(path: Path, last: int) -> None:
 
 
 def trace_rows(batch: Batch, masks: Masks | None) -> list[dict[str, Any]]:
-    """One row per sample: step (0-based), g, key, crop ... and a digest of its context and target indices."""
+    """One row per sample: step (0-based), source, g, key, crop ... and a digest of its context and target indices."""
     assert batch.trace is not None, "the loader was not asked for a trace"
     indices = [m.numpy() for m in (*masks.context, *masks.target)] if masks is not None else []
     rows = []
@@ -269,5 +282,7 @@ def trace_rows(batch: Batch, masks: Masks | None) -> list[dict[str, Any]]:
         digest = hashlib.blake2b(digest_size=8)
         for index in indices:
             digest.update(index[i].tobytes() + b"/")
-        rows.append({"step": batch.step, **row, "mask": digest.hexdigest() if indices else None})
+        rows.append(
+            {"step": batch.step, "source": batch.source, **row, "mask": digest.hexdigest() if indices else None}
+        )
     return rows

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from jepa import checkpoint, environment, launch, optim, rundir
 from jepa.config import Duration, RunConfig
-from jepa.data import Batch, TrainData, make_loader
+from jepa.data import Batch, mix
 from jepa.errors import ConfigError, JepaError
 from jepa.interrupt import Interrupts
 from jepa.launch import HealthCheck, Plan, validate
@@ -110,18 +110,18 @@ class Run:
         built = launch.build(plan, accelerator, start)
         self.method, self.wrapped, self.optimizer, state = built.method, built.wrapped, built.optimizer, built.state
         self.normalise = Normalise(plan.config.data.mean, plan.config.data.std).to(self.device, plan.dtype)
-        self.sampler = self.method.sampler(plan.config.seed)
         self.step = int(state.get("step", 0))
         self.device_seconds = float(state.get("device_seconds", 0.0))
         self.skipped = int(state.get("skipped", 0))
         self.saved = start.checkpoint if start.resumed else None
-        self.data = TrainData(plan.config.data, plan.config.seed, run_dir=out)
+        self.sources = mix.streams(plan.config, plan.world, run_dir=out)
+        self.samplers = [self.method.sampler(s.seed, s.data.config.size) for s in self.sources]
         self.window, self.clock = Window(self.device, state.get("window")), Clock()
         self.display = Display(plan.total_steps, self.step, shown=self.main and not quiet)
         self.health_check = None
         if monitor is not None and self.main:
             autocast = environment.DTYPES.get(plan.precision)
-            self.health_check = monitor(plan.config, self.data.manifest, self.device, autocast=autocast, run_dir=out)
+            self.health_check = monitor(plan.config, plan.data.manifest, self.device, autocast=autocast, run_dir=out)
         for note in start.notes:
             self.display.say(note, "yellow")
         if self.saved is None:  # a full disk or a read-only folder shows now, not an epoch later
@@ -139,13 +139,13 @@ class Run:
         plan, settings = self.plan, self.config.train
         if self.step == 0 and plan.monitor_every:
             self.check_health()
-        loader = make_loader(
-            self.data, batch=settings.batch, micro_batch=settings.micro_batch, rank=plan.rank, world=plan.world,
+        loader = mix.mixed_batches(
+            self.sources, micro_batch=settings.micro_batch, rank=plan.rank, world=plan.world,
             start_step=self.step, total_steps=plan.total_steps, trace=self.tracer is not None,
         )  # fmt: skip
         self.clock.reset()
         for batch in self.clock.waiting(loader):
-            if batch.micro == 0:
+            if batch.micro == batch.source == 0:
                 self.begin_step()
             self.micro_step(batch)
             if batch.last and self.finish_step():
@@ -173,26 +173,26 @@ class Run:
         optim.apply(self.optimizer, self.values)
         # full() runs on the device; tensor(..., device=...) would copy from the host and wait for it
         self.schedule = {k: torch.full((), v, dtype=plan.dtype, device=self.device) for k, v in self.values.items()}
-        self.masks = None
-        if self.sampler is not None:
-            # for the rank's whole share at once: a sampler that looks at its batch must not see micro-batches
-            g = self.data.order.rank_slice(step, self.config.train.batch, plan.rank, plan.world)
-            self.masks = self.sampler(step, g)
+        self.masks = [  # for the rank's whole share at once: a sampler that looks at its batch must see all of it
+            draw(step, s.data.order.rank_slice(step, s.batch, plan.rank, plan.world)) if draw is not None else None
+            for draw, s in zip(self.samplers, self.sources, strict=True)
+        ]
         launch.seed_noise(self.config.seed, step, plan.rank, self.device)
 
     def micro_step(self, batch: Batch) -> None:
         """Forward and backward; gradients add up to those of the step's whole batch."""
         assert batch.step == self.step, f"the loader is at step {batch.step}, the loop at {self.step}"
-        share = 1.0 / self.plan.accumulation
-        masks = self.masks.slice(batch.micro * len(batch), (batch.micro + 1) * len(batch)) if self.masks else None
+        source, drawn = self.sources[batch.source], self.masks[batch.source]
+        masks = drawn.slice(batch.micro * len(batch), (batch.micro + 1) * len(batch)) if drawn is not None else None
         if self.tracer is not None:
             self.tracer.add(*rundir.trace_rows(batch, masks))
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        on_device = launch.to_device(masks, self.device) if masks is not None else None
         with contextlib.nullcontext() if batch.last else self.accelerator.no_sync(self.wrapped):
-            output = self.wrapped(images, on_device, self.schedule, batch=batch)
-            self.accelerator.backward(output.loss * share)
-        self.window.add(output.metrics | {"loss": output.loss}, share)
+            output = self.wrapped(images, launch.to_device(masks, self.device), self.schedule, batch=batch)
+            self.accelerator.backward(output.loss * source.share)
+        self.window.add(output.metrics | {"loss": output.loss}, source.share)
+        if len(self.sources) > 1:
+            self.window.add({f"{source.name}/loss": output.loss}, 1 / source.accumulation)
 
     def finish_step(self) -> bool:
         """Optimiser step, teacher, and whatever is due after it. Returns whether to stop here."""
@@ -229,12 +229,11 @@ class Run:
         vector = self.window.vector(norm, float(self.interrupts.requested))
         numbers: list[float] = self.accelerator.reduce(vector, reduction="mean").tolist()
         means, (grad_norm, stop) = self.window.means(numbers), numbers[-2:]
-        seconds, wait = self.clock.read()
+        seconds, rates = self.clock.rates(steps, sum(s.batch for s in self.sources))
         self.device_seconds += seconds * self.plan.world
-        batch, memory = self.config.train.batch, environment.peak_memory_gib(self.device)
-        row = {"step": self.step, "g": self.step * batch, **means, **self.values, "grad_norm": grad_norm}
-        row |= {"images_per_s": steps * batch / seconds, "step_seconds": seconds / max(1, steps), "data_wait": wait}
-        row |= {"peak_memory_gib": memory, "device_seconds": self.device_seconds, **self.plan.flops(self.step)}
+        row = {"step": self.step, "g": self.step * self.config.train.batch, **means, **self.values}
+        row |= {"grad_norm": grad_norm, **rates, "peak_memory_gib": environment.peak_memory_gib(self.device)}
+        row |= {"device_seconds": self.device_seconds, **self.plan.flops(self.step)}
         if self.accelerator.scaler is not None:
             row |= {"loss_scale": self.accelerator.scaler.get_scale(), "skipped": self.skipped}
         if self.metrics is not None:

@@ -41,7 +41,7 @@ def test_it_builds_at_real_size(name: str) -> None:
     settings = config.load(name)
     assert settings.name == name and settings.data.path == "", "data.path is the user's to give"
     with torch.device("meta"):
-        method = base.create(settings.method, settings.data.image_size)
+        method = base.create(settings.method, settings.data.size)
     assert method.sampler(settings.seed) is not None, "the masks fit the token grid"
     if name in ENCODERS:
         width, depth, patch = ENCODERS[name]
@@ -76,9 +76,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("movies") / "data"
+    build("moving-digits", out, overrides=["source.samples={train: 16, val: 8, test: 8}"], progress=False)
+    return out
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_takes_a_step_under_debug(name: str, digits: Path, tmp_path: Path) -> None:
-    settings = config.load(name, [f"data.path={digits}"], overlays=["debug"])
+def test_it_takes_a_step_under_debug(name: str, digits: Path, movies: Path, tmp_path: Path) -> None:
+    plain = config.load(name)
+    data = {True: digits, False: movies}
+    others = [f"mix.{k}.path={data[source.clip is None]}" for k, source in plain.mix.items()]
+    settings = config.load(name, [f"data.path={data[plain.data.clip is None]}", *others], overlays=["debug"])
     train(settings, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line.get("loss") is not None]

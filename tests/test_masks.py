@@ -132,7 +132,7 @@ def test_redraws_stay_rare_and_end() -> None:
 
 
 def test_fallback_places_all_targets_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepa.masks._ATTEMPTS", 1)  # the last resort, reached at once
+    monkeypatch.setattr("jepa.masks.image._ATTEMPTS", 1)  # the last resort, reached at once
     sampler = ExactSampler(dataclasses.replace(DEFAULT, context_keep=0.34), (14, 14), seed=0)
     masks = sampler(1, np.arange(500))
     check(masks, sampler, 500)

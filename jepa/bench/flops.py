@@ -1,4 +1,4 @@
-"""Floating-point operations that an I-JEPA training step needs, counted from its sizes.
+"""Floating-point operations that an I-JEPA or V-JEPA training step needs, counted from its sizes.
 
 What is counted: the matrix products of the model, on the tokens really processed (context encoder on kept tokens
 only, target encoder on all, predictor on context and target tokens together), attention products included; a
@@ -12,15 +12,16 @@ kernels or activation checkpointing does not make a step better).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of encoder and predictor. `grid` is (rows, columns) of tokens, `patch` (height, width) in pixels."""
+    """Sizes of encoder and predictor. `grid` is ([time,] rows, columns) of tokens, `patch` the same in pixels."""
 
-    grid: tuple[int, int]
-    patch: tuple[int, int]
+    grid: tuple[int, ...]
+    patch: tuple[int, ...]
     width: int
     depth: int
     heads: int
@@ -32,7 +33,7 @@ class Geometry:
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -58,24 +59,25 @@ def blocks(tokens: int, width: int, hidden: int, depth: int) -> int:
 
 def patch_embedding(tokens: int, g: Geometry) -> int:
     """Forward of the patch embedding for `tokens` patches."""
-    return 2 * tokens * 3 * g.patch[0] * g.patch[1] * g.width
+    return 2 * tokens * 3 * math.prod(g.patch) * g.width
 
 
-def step_flops(g: Geometry, batch: int, context: list[int], targets: list[int]) -> StepFlops:
-    """Operations of one optimiser step on `batch` images.
+def step_flops(g: Geometry, batch: int, context: list[int], targets: list[int], paired: bool = False) -> StepFlops:
+    """Operations of one optimiser step on `batch` images or clips.
 
     Args:
         g: sizes of the model.
-        batch: images in the step.
+        batch: images or clips in the step.
         context: kept tokens of each context mask.
         targets: tokens of each target mask.
+        paired: context i predicts target i (V-JEPA), instead of every target from every context (I-JEPA).
     """
     embed = [patch_embedding(kept, g) for kept in context]
     encoder = [blocks(kept, g.width, g.hidden, g.depth) for kept in context]
     predictor = 0
-    for kept in context:
+    for i, kept in enumerate(context):
         predictor += 2 * kept * g.width * g.predictor_width  # context tokens are projected once, used by every target
-        for asked in targets:
+        for asked in targets[i : i + 1] if paired else targets:
             predictor += blocks(kept + asked, g.predictor_width, g.predictor_hidden, g.predictor_depth)
             predictor += 2 * asked * g.predictor_width * g.width
     target = patch_embedding(g.tokens, g) + blocks(g.tokens, g.width, g.hidden, g.depth)

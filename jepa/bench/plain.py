@@ -47,7 +47,8 @@ class _Encoder(nn.Module):
 
     def __init__(self, g: Geometry) -> None:
         super().__init__()
-        self.embed = nn.Conv2d(3, g.width, g.patch, g.patch)
+        height, width = g.patch
+        self.embed = nn.Conv2d(3, g.width, (height, width), (height, width))
         self.register_buffer("position", torch.randn(1, g.tokens, g.width) * 0.02)
         self.blocks = nn.ModuleList(_Block(g.width, g.heads, g.hidden) for _ in range(g.depth))
         self.norm = nn.LayerNorm(g.width, eps=1e-6)

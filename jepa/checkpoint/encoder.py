@@ -1,6 +1,6 @@
-"""A trained encoder, frozen, with everything around it: images in, tokens out.
+"""A trained encoder, frozen, with everything around it: images or clips in, tokens out.
 
-Shapes: B batch, H W image, N tokens, D width.
+Shapes: B batch, T frames, H W image, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Encoder(nn.Module):
 
     Attributes:
         config: the run configuration it was trained with.
+        size: of what it was trained on, (height, width) or (frames, height, width).
         image_size: (height, width) it takes.
         width: D.
         which: "context" or "target".
@@ -37,30 +38,34 @@ class Encoder(nn.Module):
             raise CheckpointError(f"no encoder {which!r} in method {config.method.get('name')!r}: {sorted(encoders)}")
         self.encoder = encoders[which].eval().requires_grad_(False)
         self.normalise = Normalise(config.data.mean, config.data.std)
-        self.config, self.image_size, self.which, self.step = config, method.image_size, which, step
+        self.config, self.size, self.which, self.step = config, method.size, which, step
+        self.image_size = (self.size[-2], self.size[-1])
         self.width = self._width()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 in 0..255, or floats in 0..1, to tokens (B, N, D).
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to tokens (B, N, D); an encoder of clips takes clips (B, 3, T, H, W) of any length too.
+
+        Pixels are uint8 in 0..255, or floats in 0..1.
 
         Raises:
-            ConfigError: images of another shape, size or type.
+            ConfigError: another shape, size or type.
         """
-        want = (3, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != want:
+        clips = len(self.size) == 3
+        if x.ndim not in ((4, 5) if clips else (4,)) or x.shape[1] != 3 or x.shape[-2:] != self.image_size:
+            frames = "[T, ]" if clips else ""
             raise ConfigError(
-                f"got images of shape {tuple(images.shape)}; this encoder takes (B, {', '.join(map(str, want))}), "
-                "uint8 in 0..255 or floats in 0..1"
+                f"got {'clips' if x.ndim == 5 else 'images'} of shape {tuple(x.shape)}; this encoder takes "
+                f"(B, 3, {frames}{self.image_size[0]}, {self.image_size[1]}), uint8 in 0..255 or floats in 0..1"
             )
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ConfigError(f"got images of type {images.dtype}; use torch.uint8 (0..255) or floats (0..1)")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise ConfigError(f"got images of type {x.dtype}; use torch.uint8 (0..255) or floats (0..1)")
         with torch.no_grad():
-            tokens: Tensor = self.encoder(self.normalise(images))
+            tokens: Tensor = self.encoder(self.normalise(x))
         return tokens
 
     def pool(self, x: Tensor) -> Tensor:
-        """Mean over tokens: tokens (B, N, D), or images (B, 3, H, W), to (B, D)."""
-        tokens = self(x) if x.ndim == 4 else x
+        """Mean over tokens: tokens (B, N, D), images (B, 3, H, W) or clips (B, 3, T, H, W), to (B, D)."""
+        tokens = self(x) if x.ndim > 3 else x
         return tokens.mean(dim=1)
 
     def train(self, mode: bool = True) -> Encoder:
@@ -73,7 +78,7 @@ class Encoder(nn.Module):
             return width
         parameter = next(self.encoder.parameters())
         with torch.no_grad():
-            return int(self.encoder(torch.zeros(1, 3, *self.image_size).to(parameter)).shape[-1])
+            return int(self.encoder(torch.zeros(1, 3, *self.size).to(parameter)).shape[-1])
 
 
 def load_encoder(path: Path | str, device: str | torch.device = "cpu", which: str | None = None) -> Encoder:
@@ -105,4 +110,4 @@ def create(config: RunConfig, seed: int | None = None) -> base.Method:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
-        return base.create(config.method, config.data.image_size)
+        return base.create(config.method, config.data.size)

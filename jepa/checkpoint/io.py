@@ -60,7 +60,7 @@ def save(
 
     about = {
         "method": config.method.get("name"),
-        "image_size": list(method.image_size),
+        "image_size": list(method.size),
         "normalisation": {"mean": list(config.data.mean), "std": list(config.data.std)},
         "encoders": sorted(method.encoders()),
         "exported": method.exported(),

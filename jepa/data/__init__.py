@@ -1,7 +1,8 @@
 """Recipes -> shards -> seeded global order -> decoded batches."""
 
 from jepa.data.batch import Batch, derive_accumulation
-from jepa.data.loader import Loader, eval_batches, make_loader
+from jepa.data.clipdata import eval_clips
+from jepa.data.loader import Loader, centre_batches, eval_batches, make_loader
 from jepa.data.manifest import Manifest, Split
 from jepa.data.order import Order
 from jepa.data.samples import TrainData
@@ -13,7 +14,9 @@ __all__ = [
     "Order",
     "Split",
     "TrainData",
+    "centre_batches",
     "derive_accumulation",
     "eval_batches",
+    "eval_clips",
     "make_loader",
 ]

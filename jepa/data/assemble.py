@@ -17,6 +17,7 @@ from jepa.data import manifest, storage
 from jepa.data.journal import Entry
 from jepa.data.recipe import Recipe
 from jepa.data.sources.base import References, Source
+from jepa.errors import DataError
 
 _BAD_LISTED = 1000
 
@@ -45,10 +46,10 @@ def assemble(
     """Write every split's arrays, then manifest.json."""
     classes = source.classes if source.classes is not None else _numbers(pieces)
     content = hashlib.sha256(json.dumps([classes, source.targets]).encode())
-    splits, sizes = {}, []
+    splits, sizes, media = {}, [], _media(pieces)
     for split, parts in pieces.items():
         joined = {name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays}
-        _write_arrays(root / split, parts, joined, source.targets, content)
+        _write_arrays(root / split, parts, joined, source.targets, media, content)
         sizes.append(joined["sizes"])
         splits[split] = {
             "samples": sum(p.entry.samples for p in parts),
@@ -71,6 +72,7 @@ def assemble(
         "classes": classes,
         "hash": content.hexdigest(),
         "splits": splits,
+        "media": media,
         "image": {**extremes, "pillow": pillow_version},
         "notes": source.notes,
         "bad": bad[:_BAD_LISTED],
@@ -81,7 +83,12 @@ def assemble(
 
 
 def _write_arrays(
-    folder: Path, parts: list[Piece], joined: dict[str, npt.NDArray[Any]], targets: list[str], content: Any
+    folder: Path,
+    parts: list[Piece],
+    joined: dict[str, npt.NDArray[Any]],
+    targets: list[str],
+    media: str,
+    content: Any,
 ) -> None:
     """One .npy file per column; `content` takes in all that makes samples equal: bytes, places, labels, keys."""
     folder.mkdir(exist_ok=True)
@@ -93,6 +100,8 @@ def _write_arrays(
         "keys": joined["keys"],
         **{f"target-{name}": np.ascontiguousarray(joined["targets"][:, k]) for k, name in enumerate(targets)},
     }
+    if media == "video":
+        arrays |= {"video": joined["video"], "facts": joined["facts"]}
     for name, array in arrays.items():
         content.update(f"{folder.name}/{name}/{array.dtype}".encode() + hashlib.sha256(array.tobytes()).digest())
         buffer = io.BytesIO()
@@ -100,6 +109,23 @@ def _write_arrays(
         storage.write_atomic(folder / f"{name}.npy", buffer.getvalue())
     for part in parts:
         content.update(f"{part.entry.size}/{part.entry.sha256}".encode())
+
+
+def _media(pieces: dict[str, list[Piece]]) -> str:
+    """What the samples are.
+
+    Raises:
+        DataError: images and videos together.
+    """
+    kinds = {"video" if e in manifest.VIDEOS else "image" for e in _extensions(pieces)}
+    if len(kinds) > 1:
+        raise DataError("the source holds images and videos. Build them as two datasets, and train on both with `mix`")
+    return kinds.pop() if kinds else "image"
+
+
+def _extensions(pieces: dict[str, list[Piece]]) -> set[str]:
+    numbers = [p.arrays["place"][:, 2] for parts in pieces.values() for p in parts]
+    return {manifest.EXTENSIONS[int(n)] for n in np.unique(np.concatenate(numbers))} if numbers else set()
 
 
 def _numbers(pieces: dict[str, list[Piece]]) -> list[str]:

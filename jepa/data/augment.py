@@ -72,9 +72,14 @@ def centre_box(height: int, width: int, size: tuple[int, int]) -> Box:
 
     Resizing it covers `size` exactly: the same as scaling the image until it covers `size` and cutting the middle.
     """
+    return view_box(height, width, size, 0.5)
+
+
+def view_box(height: int, width: int, size: tuple[int, int], place: float) -> Box:
+    """A box as large as `centre_box`, from one end of the image (place 0) to the other (1)."""
     scale = min(height / size[0], width / size[1])
     h, w = min(height, max(1, round(size[0] * scale))), min(width, max(1, round(size[1] * scale)))
-    return Box((height - h) // 2, (width - w) // 2, h, w)
+    return Box(int((height - h) * place), int((width - w) * place), h, w)
 
 
 def apply(image: Tensor, part: Box, size: tuple[int, int], interpolation: Interpolation) -> Tensor:

@@ -24,8 +24,9 @@ class Batch:
     index: Tensor  # (B,) int64, index in the split of the image really read (differs for a substitute)
     trace: list[dict[str, Any]] | None = None  # per sample: g, index, key, crop, flip
     step: int = -1  # optimiser step that trains on it (-1: evaluation)
-    micro: int = 0  # place among the step's micro-batches on this rank
+    micro: int = 0  # place among the step's micro-batches of its source on this rank
     last: bool = True  # the step's last micro-batch on this rank
+    source: int = 0  # which of the run's sources: 0 is `data`, then those under `mix` in their order
 
     def __len__(self) -> int:
         return len(self.images)

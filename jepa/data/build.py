@@ -14,7 +14,7 @@ from typing import Any
 from jepa import config, keyed
 from jepa.data import encode, manifest, recipe, reference, sources
 from jepa.data.assemble import Piece, assemble
-from jepa.data.encode import Bad, Encoded
+from jepa.data.encode import Bad, Result
 from jepa.data.journal import FOLDER, Entry, Journal, differences
 from jepa.data.manifest import Manifest
 from jepa.data.progress import Advance, bar
@@ -140,7 +140,7 @@ def _write_split(
     source: Source,
     wanted: Recipe,
     journal: Journal,
-    encoded: Callable[[Sequence[Any]], Iterator[Encoded | Bad]],
+    encoded: Callable[[Sequence[Any]], Iterator[Result]],
     advance: Advance,
 ) -> None:
     """Write the shards of a split that are not finished yet."""
@@ -157,7 +157,8 @@ def _write_split(
             else:
                 if writer is None:
                     writer = ShardWriter(root / split / f"{wanted.name}-{split}-{number:06d}.tar", source.targets)
-                writer.add(f"{place:09d}", result)
+                for number_in_it, piece in enumerate(result):
+                    writer.add(f"{place:09d}" if len(result) == 1 else f"{place:09d}-{number_in_it:04d}", piece)
             full = writer is not None and (
                 len(writer.part.keys) >= wanted.shards.max_samples or writer.written >= wanted.shards.max_bytes
             )
@@ -186,18 +187,16 @@ def _fail_if_none(split: str, bad: list[dict[str, str]], journal: Journal) -> No
 
 
 @contextlib.contextmanager
-def _encoder(
-    source: Source, wanted: Recipe, workers: int
-) -> Iterator[Callable[[Sequence[Any]], Iterator[Encoded | Bad]]]:
+def _encoder(source: Source, wanted: Recipe, workers: int) -> Iterator[Callable[[Sequence[Any]], Iterator[Result]]]:
     """A function that encodes tasks, in order, here or in worker processes."""
     if workers < 1:
-        yield lambda tasks: (encode.encode(source.maker, task, wanted.image) for task in tasks)
+        yield lambda tasks: (encode.encode(source.maker, task, wanted) for task in tasks)
         return
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),  # torch may hold threads, which a fork would not survive
         initializer=encode.start_worker,
-        initargs=(source.maker, wanted.image),
+        initargs=(source.maker, wanted),
     )
     try:
         yield lambda tasks: _in_workers(pool, tasks, 4 * workers)
@@ -205,8 +204,8 @@ def _encoder(
         pool.shutdown(cancel_futures=True)
 
 
-def _in_workers(pool: ProcessPoolExecutor, tasks: Sequence[Any], ahead: int) -> Iterator[Encoded | Bad]:
-    waiting: deque[Future[list[Encoded | Bad]]] = deque()
+def _in_workers(pool: ProcessPoolExecutor, tasks: Sequence[Any], ahead: int) -> Iterator[Result]:
+    waiting: deque[Future[list[Result]]] = deque()
     try:
         for start in range(0, len(tasks), _CHUNK):
             waiting.append(pool.submit(encode.encode_many, list(tasks[start : start + _CHUNK])))

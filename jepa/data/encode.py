@@ -1,7 +1,8 @@
-"""A source's image -> the bytes that go into a shard. Runs in worker processes; a pure function of its task."""
+"""A source's image or video -> the bytes that go into a shard. Runs in workers; a pure function of its task."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from PIL import Image
 
 from jepa.data import decode
-from jepa.data.recipe import ImageConfig
+from jepa.data.recipe import ImageConfig, Recipe
 from jepa.data.sources.base import Maker, Sample
-from jepa.errors import DataError
+from jepa.data.video.source import is_video
+from jepa.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,57 @@ class Encoded:
     height: int
     width: int
     sample: Sample  # its `image` is emptied: it has become `data`
+    video: tuple[float, float, float] = (0.0, 0.0, 0.0)  # frames, frames per second, seconds; zeros for an image
+    facts: bytes = b""  # JSON of a video's `Facts`
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A source image that cannot be used, and why."""
+    """A source image or video that cannot be used, and why."""
 
     source: str
     reason: str
 
 
-def encode(maker: Maker, task: Any, config: ImageConfig) -> Encoded | Bad:
-    """Make the sample of a task and bring its image into the form the recipe asks for."""
+Result = list[Encoded] | Bad  # a video may be cut into several samples
+
+
+def encode(maker: Maker, task: Any, config: Recipe) -> Result:
+    """Make the sample of a task and bring its image or video into the form the recipe asks for."""
     try:
         sample = maker(task)
     except DataError as error:
         return Bad(str(task), str(error))
+    emptied = dataclasses.replace(sample, image=b"")
     try:
-        data, extension, height, width = _image(sample.image, config)
+        if _is_video(sample.image):
+            return _videos(sample, emptied, config)
+        return [Encoded(*_image(sample.image, config.image), sample=emptied)]
     except DataError as error:
         return Bad(sample.source, str(error))
-    emptied = Sample(b"", sample.label, sample.original, sample.source, sample.targets)
-    return Encoded(data, extension, height, width, emptied)
+
+
+def _is_video(image: bytes | np.ndarray[Any, Any]) -> bool:
+    """By what it is; names are never trusted."""
+    if isinstance(image, np.ndarray):
+        return image.ndim == 4
+    try:
+        decode.header(image)
+    except DataError:
+        return is_video(image)
+    return False
+
+
+def _videos(sample: Sample, emptied: Sample, config: Recipe) -> Result:
+    try:
+        from jepa.data.video import recode
+    except ImportError as error:
+        raise ConfigError(f"videos need PyAV ({error}). Install it with: pip install 'jepa[video]'") from None
+    out: Result = [
+        Encoded(c.data, c.extension, c.facts.height, c.facts.width, emptied, c.numbers, c.json())
+        for c in recode.code(sample.image, sample.fps, config.video)
+    ]
+    return out
 
 
 def _image(image: bytes | np.ndarray[Any, Any], config: ImageConfig) -> tuple[bytes, str, int, int]:
@@ -92,17 +123,17 @@ def _write(picture: Image.Image, extension: str, quality: int) -> bytes:
     return out.getvalue()
 
 
-_worker: tuple[Maker, ImageConfig] | None = None
+_worker: tuple[Maker, Recipe] | None = None
 
 
-def start_worker(maker: Maker, config: ImageConfig) -> None:
+def start_worker(maker: Maker, config: Recipe) -> None:
     """Called once in every worker process."""
     global _worker
     torch.set_num_threads(1)
     _worker = (maker, config)
 
 
-def encode_many(tasks: list[Any]) -> list[Encoded | Bad]:
+def encode_many(tasks: list[Any]) -> list[Result]:
     """Encode a chunk of tasks in a worker process."""
     assert _worker is not None, "start_worker was not called in this process"
     return [encode(_worker[0], task, _worker[1]) for task in tasks]

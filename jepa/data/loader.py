@@ -15,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from jepa.config import DataConfig
 from jepa.data import augment, decode
 from jepa.data.batch import Batch, derive_accumulation
+from jepa.data.clipdata import TrainClips, eval_clips
 from jepa.data.manifest import Split
 from jepa.data.order import Order
 from jepa.data.quarantine import Quarantine
 from jepa.data.samples import TrainData
+from jepa.data.video.pool import decode_clips_in_order
 from jepa.data.workers import Decoder, Loaded, decode_in_order
 from jepa.errors import DataError, TrainingError
 
@@ -30,17 +33,20 @@ Int64 = npt.NDArray[np.int64]
 class Loader:
     """Micro-batches of one rank, in order."""
 
-    def __init__(self, decoder: _TrainDecoder, plan: _Plan, quarantine: Quarantine) -> None:
+    def __init__(self, decoder: _TrainDecoder | TrainClips, plan: _Plan, quarantine: Quarantine) -> None:
         self._decoder, self._plan, self._quarantine = decoder, plan, quarantine
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        plan, config = self._plan, self._decoder.data.config
-        decoded = decode_in_order(
-            self._decoder, plan, most=plan.micro, workers=config.workers, prefetch=config.prefetch
-        )
+        plan, config, decoder = self._plan, self._decoder.data.config, self._decoder
+        options = {"most": plan.micro, "workers": config.workers, "prefetch": config.prefetch}
+        if isinstance(decoder, TrainClips):
+            known, deadline = self._quarantine.known, config.decode_seconds
+            decoded = decode_clips_in_order(decoder, plan, known=known, deadline=deadline, **options)
+        else:
+            decoded = decode_in_order(decoder, plan, **options)
         for number, (loaded, images) in enumerate(decoded):
             self._quarantine.record(loaded.bad, len(images))  # on disk before the batch is used
             step, micro = divmod(number, plan.accumulation)
@@ -114,6 +120,8 @@ def make_loader(
     plan = _Plan(data.order, batch, rank, world, start_step, total_steps, micro, accumulation)
     identity = {"dataset": data.manifest.hash[:16], "split": data.split.name, "seed": data.seed}
     quarantine = Quarantine(data.run_dir, rank, identity, data.config.max_bad)
+    if data.decoder is not None:
+        return Loader(TrainClips(data, data.decoder, trace), plan, quarantine)
     return Loader(_TrainDecoder(data, dict(quarantine.known), trace), plan, quarantine)
 
 
@@ -160,3 +168,24 @@ def eval_batches(
     decoder = _EvalDecoder(split, image_size, interpolation)
     for loaded, images in decode_in_order(decoder, lists, most=batch_size, workers=workers):
         yield loaded.batch(images)
+
+
+def centre_batches(
+    split: Split, data: DataConfig, batch_size: int, indices: Sequence[int] | Int64 | None = None, workers: int = 0
+) -> Iterator[Batch]:
+    """Samples as the run's data section sees them, without chance: images cut in the middle, or the middle clip.
+
+    Returns:
+        Batches with images (B, 3, H, W) or clips (B, 3, T, H, W).
+
+    Raises:
+        DataError: while iterating, when a sample cannot be read.
+    """
+    if data.clip is None:
+        yield from eval_batches(split, data.image_size, batch_size, indices, workers, data.interpolation)
+        return
+    for batch in eval_clips(
+        split, replace(data.clip, clips=1), data.image_size, batch_size, indices, workers=workers,
+        decoder=data.decoder, interpolation=data.interpolation, deadline=data.decode_seconds,
+    ):  # fmt: skip
+        yield replace(batch, images=batch.images[:, 0, 0])

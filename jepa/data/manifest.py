@@ -7,6 +7,8 @@
     DIR/SPLIT/originals.npy      (n,) int64: samples made from the same original image share a number
     DIR/SPLIT/keys.npy           (n,) bytes: webdataset keys
     DIR/SPLIT/target-X.npy       (n,) float32: continuous target X
+    DIR/SPLIT/video.npy          (n, 3) float64: frames, frames per second, seconds (videos only; 0: not known)
+    DIR/SPLIT/facts.npy          (n, 2) int64: byte offset and length of the video's facts in its shard (0: none)
 
 Opening reads the JSON only; arrays are mapped, so a million samples open in milliseconds. Arrays are loaded with
 ``allow_pickle=False`` and images by an allow-list of extensions: data is never code.
@@ -27,7 +29,9 @@ from jepa.data import storage
 from jepa.errors import DataError
 
 FORMAT, VERSION, FILE = "jepa-dataset", 1, "manifest.json"
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp")  # order is part of the format: index.npy stores positions
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
+VIDEOS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "gif")
+EXTENSIONS = IMAGES + VIDEOS  # order is part of the format: index.npy stores positions
 SHARD, OFFSET, LENGTH, EXTENSION = range(4)  # columns of index.npy
 
 Int64 = npt.NDArray[np.int64]
@@ -86,6 +90,27 @@ class Split:
     def targets(self) -> dict[str, Float32]:
         """Continuous targets by name, each (n,)."""
         return {t: self._array(f"target-{t}", "float32", (self._samples,)) for t in self.target_names}
+
+    @cached_property
+    def video(self) -> npt.NDArray[np.float64]:
+        """(n, 3): frames, frames per second and seconds of every video; 0 where it is not known."""
+        return cast("npt.NDArray[np.float64]", self._array("video", "float64", (self._samples, 3)))
+
+    @cached_property
+    def _facts(self) -> Int64:
+        return cast(Int64, self._array("facts", "int64", (self._samples, 2)))
+
+    def facts(self, i: int) -> bytes | None:
+        """What was found out about video i when the dataset was built, as JSON; None where nothing was kept.
+
+        Raises:
+            DataError, OSError: as `read`.
+        """
+        offset, length = self._facts[i].tolist()
+        if not length:
+            return None
+        where = self.shards[int(self.index[i, SHARD])]
+        return storage.read(where.path, where.size, offset, length)
 
     @cached_property
     def _keys(self) -> npt.NDArray[np.bytes_]:
@@ -157,6 +182,7 @@ class Manifest:
     recipe: dict[str, Any]  # as resolved when it was built
     hash: str  # of the content: equal for equal samples in equal order
     image: dict[str, Any]  # smallest and largest height and width, extensions
+    media: str  # "image" or "video": what every sample is
     notes: list[str]  # what the builder decided by itself, e.g. that it made a validation split
     bad: list[dict[str, str]]  # source images left out: source and reason (the first 1000)
     bad_count: int
@@ -180,6 +206,7 @@ class Manifest:
                 recipe=dict(values["recipe"]),
                 hash=str(values["hash"]),
                 image=dict(values["image"]),
+                media=str(values.get("media", "image")),
                 notes=[str(n) for n in values["notes"]],
                 bad=[dict(b) for b in values["bad"]],
                 bad_count=int(values["bad_count"]),

@@ -13,12 +13,12 @@ Advance = Callable[[int], None]
 
 
 @contextlib.contextmanager
-def bar(unit: str, total: int, done: int, show: bool) -> Iterator[Advance]:
+def bar(unit: str, total: int, done: int, show: bool, doing: str = "building") -> Iterator[Advance]:
     """A function that moves the bar on; it does nothing without a terminal."""
     if not show or not sys.stderr.isatty():
         yield lambda count: None
         return
-    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as shown:
         line = shown.add_task("", total=total, completed=done)
         yield lambda count: shown.advance(line, count)

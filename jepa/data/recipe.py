@@ -57,6 +57,32 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class VideoConfig:
+    """What is done to a video before it is written. Null leaves a property as it is; all null keeps the bytes."""
+
+    resize: int | None = None  # shorter side in pixels; larger videos are shrunk to it, smaller ones left alone
+    fps: float | None = None  # frames per second; the frame shown at each time is taken
+    clip: float | None = None  # seconds: longer videos are cut into pieces of this length, each a sample of its own
+    gop: int | None = None  # frames from key frame to key frame; few make reading at random quick. When coded anew: 8
+    crf: int = 18  # quality of videos that are coded anew: 0 lossless, 18 hardly visible, 23 usual
+    full_colour: bool = False  # code all colours (4:4:4) instead of a quarter: for small drawn pictures
+    min_frames: int = 2  # shorter videos are left out
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "fps", "clip", "gop"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}: must be above 0, or null, got {value:g}")
+        if not 0 <= self.crf <= 51 or self.min_frames < 1:
+            raise ConfigError(f"crf={self.crf}, min_frames={self.min_frames}: need crf 0 to 51, min_frames from 1")
+
+    @property
+    def recode(self) -> bool:
+        """Whether videos are coded anew."""
+        return any(v is not None for v in (self.resize, self.fps, self.clip, self.gop))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One dataset. `source` holds its kind and that kind's own options."""
 
@@ -66,6 +92,7 @@ class Recipe:
     splits: SplitsConfig = field(default_factory=SplitsConfig)  # splits that the source does not give by itself
     shards: ShardsConfig = field(default_factory=ShardsConfig)  # how samples are packed
     image: ImageConfig = field(default_factory=ImageConfig)  # what is done to an image before it is written
+    video: VideoConfig = field(default_factory=VideoConfig)  # what is done to a video before it is written
 
     def __post_init__(self) -> None:
         check_name(self.name, "dataset")

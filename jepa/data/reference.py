@@ -57,6 +57,8 @@ def _index(source: References, path: Path) -> tuple[Part, list[dict[str, str]]]:
             part.originals.append(found.original)
             part.targets.append(found.targets)
             part.sizes.append(found.size)
+            part.videos.append((0.0, 0.0, 0.0))
+            part.facts.append((0, 0))
         else:
             bad.append({"source": found[0], "reason": found[1]})
     return part, bad

@@ -18,6 +18,7 @@ from jepa.data import augment, decode
 from jepa.data.manifest import Manifest
 from jepa.data.order import Order
 from jepa.data.quarantine import Bad
+from jepa.data.video.choose import choose
 from jepa.data.workers import Loaded
 from jepa.errors import ConfigError, DataError, TrainingError
 
@@ -44,8 +45,16 @@ class TrainData:
         self.manifest = Manifest.open(data.path)
         self.split = self.manifest.split(data.split)
         self.split.check()
+        if (data.clip is not None) != (self.manifest.media == "video"):
+            raise ConfigError(
+                f"{data.path} holds {self.manifest.media}s, but data.clip is "
+                + ("set; it is for videos. Leave it out" if data.clip is not None else "not set: say which frames a "
+                   "clip takes, e.g. data.clip={frames: 16, fps: 4}")
+            )  # fmt: skip
         self.order = Order(seed, self.split.shard_sizes, data.shuffle_shards, data.lanes)
         self.law = augment.CropLaw(data.crop_scale, data.crop_ratio, data.hflip)
+        # chosen once and passed on to every worker, so that all of them decode alike
+        self.decoder = choose(data.decoder).name if data.clip is not None else None
 
     @property
     def size(self) -> int:
@@ -112,6 +121,10 @@ class TrainData:
 
 
 def _validate(data: DataConfig) -> None:
+    if data.clip is not None and data.clip.clips != 1:
+        raise ConfigError(f"data.clip.clips={data.clip.clips}: training takes one clip of a video, evaluation several")
+    if data.decode_seconds <= 0:
+        raise ConfigError(f"data.decode_seconds: must be above 0, got {data.decode_seconds:g}")
     if not data.path:
         raise ConfigError("data.path is empty: give the folder made by `jepa data build`, e.g. data.path=data/digits")
     if min(data.image_size) < 1:

@@ -31,11 +31,13 @@ class Part:
     originals: list[int]
     targets: list[tuple[float, ...]]
     sizes: list[tuple[int, int]]  # height, width; (0, 0) where it is not known
+    videos: list[tuple[float, float, float]]  # frames, frames per second, seconds; zeros for images
+    facts: list[tuple[int, int]]  # byte offset and length of a video's facts; (0, 0): none
 
     @classmethod
     def empty(cls) -> Part:
         """A part without samples."""
-        return cls([], [], [], [], [], [], [], [])
+        return cls([], [], [], [], [], [], [], [], [], [])
 
     def arrays(self, targets: int) -> dict[str, npt.NDArray[Any]]:
         """As arrays, ready for np.savez; `targets` is the number of continuous targets."""
@@ -47,6 +49,8 @@ class Part:
             "originals": np.array(self.originals, dtype=np.int64),
             "targets": np.array(self.targets, dtype=np.float32).reshape(n, targets),
             "sizes": np.array(self.sizes, dtype=np.int64).reshape(n, 2),
+            "video": np.array(self.videos, dtype=np.float64).reshape(n, 3),
+            "facts": np.array(self.facts, dtype=np.int64).reshape(n, 2),
         }
 
 
@@ -70,7 +74,10 @@ class ShardWriter:
         self.part = Part.empty()
 
     def add(self, key: str, encoded: Encoded) -> None:
-        """Append a sample: KEY.jpg (or png ...), KEY.cls where there is a label, KEY.json."""
+        """Append a sample: KEY.jpg (or png, mp4 ...), KEY.cls where there is a label, KEY.json.
+
+        A video's KEY.facts.json tells where its frames lie, so that nobody has to search it again.
+        """
         sample, part = encoded.sample, self.part
         part.keys.append(key)
         part.offsets.append(self._member(f"{key}.{encoded.extension}", encoded.data))
@@ -80,6 +87,9 @@ class ShardWriter:
         part.originals.append(sample.original)
         part.targets.append(sample.targets)
         part.sizes.append((encoded.height, encoded.width))
+        part.videos.append(encoded.video)
+        known = encoded.facts
+        part.facts.append((self._member(f"{key}.facts.json", known), len(known)) if known else (0, 0))
         facts = {
             "source": sample.source,
             "original": sample.original,

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from jepa.data import augment, decode, storage
 from jepa.data.manifest import EXTENSION, EXTENSIONS, LENGTH, Manifest, Split
+from jepa.data.video.decode import decode as decode_video
+from jepa.data.video.probe import probe
 from jepa.errors import DataError
 
 _SHOWN_CLASSES = 12
+_FRAMES = 4  # shown of a video
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def show(folder: str | Path, out: str | Path | None = None, *, split: str | None
     picture = Path(out) if out is not None else Path(folder) / "contact-sheet.png"
     if count < 1:
         raise DataError(f"a contact sheet needs at least 1 picture, got count={count}")
-    sheet, unreadable = _sheet(chosen, found.classes, min(count, len(chosen)))
+    frames = _FRAMES if found.media == "video" else 1
+    sheet, unreadable = _sheet(chosen, found.classes, min(-(-count // frames), len(chosen)), frames)
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
         storage.write_atomic(picture, _png(sheet))
@@ -68,20 +74,22 @@ def _text(found: Manifest, counts: dict[str, dict[str, int]], shown: str, pictur
     lines = [f"{found.name}  ({found.root})", f"licence  {found.licence}", f"content  {found.hash[:16]}"]
     smallest, largest = found.image.get("smallest"), found.image.get("largest")
     if smallest and largest and max(largest) > 0:
-        lines.append(f"images   {_size(smallest)} to {_size(largest)} pixels (height x width)")
+        lines.append(f"{found.media + 's':8} {_size(smallest)} to {_size(largest)} pixels (height x width)")
     for name, split in found.splits.items():
         kinds = Counter(EXTENSIONS[e] for e in np.asarray(split.index[:, EXTENSION]).tolist())
         stored = int(np.asarray(split.index[:, LENGTH]).sum())
         lines.append(
-            f"{name:8} {len(split):,} images in {len(split.shards)} shards, {_bytes(stored)} "
+            f"{name:8} {len(split):,} {found.media}s in {len(split.shards)} shards, {_bytes(stored)} "
             f"({', '.join(kinds)}), {len(np.unique(split.originals)):,} originals"
         )
+        if found.media == "video" and len(split):
+            lines.append(f"{'':8} {_lengths(np.asarray(split.video))}")
         listed = [f"{k} {v:,}" for k, v in counts[name].items()]
         more = f", and {len(listed) - _SHOWN_CLASSES} more classes" if len(listed) > _SHOWN_CLASSES else ""
         lines.append(f"{'':8} {', '.join(listed[:_SHOWN_CLASSES])}{more}")
     lines += [f"note     {note}" for note in found.notes]
     if found.bad_count:
-        lines.append(f"left out {found.bad_count:,} images that could not be used, such as:")
+        lines.append(f"left out {found.bad_count:,} {found.media}s that could not be used, such as:")
         lines += [f"{'':8} {b['source']}: {b['reason']}" for b in found.bad[:5]]
     lines += [f"unreadable {text}" for text in unreadable[:5]]
     lines.append(f"picture  {picture} ({shown})")
@@ -101,32 +109,55 @@ def _bytes(count: int) -> str:
     return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
 
 
-def _sheet(split: Split, classes: list[str], count: int) -> tuple[Image.Image, list[str]]:
-    """Evenly spaced samples as tiles with their class, and what could not be read."""
+def _sheet(split: Split, classes: list[str], count: int, frames: int) -> tuple[Image.Image, list[str]]:
+    """Evenly spaced samples as tiles with their class (videos as `frames` frames), and what could not be read."""
     places = np.linspace(0, len(split) - 1, count).astype(int).tolist()
     side, caption, gap = 96, 14, 4
-    columns = min(12, count)
+    wide = frames * side
+    columns = min(12 // frames, count)
     rows = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + caption + gap) + gap), (250, 250, 250))
+    sheet = Image.new("RGB", (columns * (wide + gap) + gap, rows * (side + caption + gap) + gap), (250, 250, 250))
     pen, unreadable = ImageDraw.Draw(sheet), []
     for number, i in enumerate(places):
-        left = gap + number % columns * (side + gap)
+        left = gap + number % columns * (wide + gap)
         top = gap + number // columns * (side + caption + gap)
         label = int(split.labels[i])
         try:
-            tile = _tile(split.read(i)[0], side)
-            sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
+            for place, image in enumerate(_pictures(split.read(i)[0], frames)):
+                tile = _tile(image, side)
+                sheet.paste(tile, (left + place * side + (side - tile.width) // 2, top + (side - tile.height) // 2))
         except (DataError, OSError) as error:
             unreadable.append(f"{split.place(i)}: {error}")
-            pen.rectangle((left, top, left + side - 1, top + side - 1), outline=(200, 0, 0))
+            pen.rectangle((left, top, left + wide - 1, top + side - 1), outline=(200, 0, 0))
             pen.text((left + 8, top + 40), "unreadable", fill=(200, 0, 0))
         text = "" if label < 0 else classes[label] if label < len(classes) else str(label)
         pen.text((left, top + side), text[:16].encode("ascii", "replace").decode(), fill=(60, 60, 60))
     return sheet, unreadable
 
 
-def _tile(data: bytes, side: int) -> Image.Image:
-    image = decode.decode(data)
+def _pictures(data: bytes, frames: int) -> list[Tensor]:
+    """The image, or frames spread evenly over the video; each (3, H, W)."""
+    if frames == 1:
+        return [decode.decode(data)]
+    facts = probe(data)
+    indices = np.linspace(0, len(facts) - 1, frames).round().astype(np.int64)
+    return list(decode_video(data, indices, facts=facts).pixels)
+
+
+def _lengths(video: npt.NDArray[np.float64]) -> str:
+    """How long the videos are, and how many frames they have."""
+    known = video[video[:, 0] > 0]
+    if not len(known):
+        return "lengths not known (read in place)"
+    (low, slow, short), (high, fast, long) = known.min(0), known.max(0)
+    hours = known[:, 2].sum() / 3600
+    return (
+        f"{low:,.0f} to {high:,.0f} frames, {slow:g} to {fast:g} per second, {short:.2f} to {long:.2f} s, "
+        f"{hours:.2f} hours in all"
+    )
+
+
+def _tile(image: Tensor, side: int) -> Image.Image:
     height, width = image.shape[1:]
     scale = side / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))

@@ -7,16 +7,21 @@ from typing import Any
 
 from jepa.config import unknown_key
 from jepa.errors import ConfigError
-from jepa.export import ijepa
+from jepa.export import ijepa, vjepa2
 from jepa.export.foreign import describe
 
-LAYOUTS = {"ijepa": ijepa.convert}  # --from NAME
+LAYOUTS = {  # --from NAME
+    "ijepa": ijepa.convert,
+    "vjepa": vjepa2.convert_vjepa,
+    "vjepa2": vjepa2.convert,
+    "vjepa21": vjepa2.convert_vjepa21,
+}
 
 
 def import_checkpoint(
     path: Path | str, source: str, out: Path | str, overrides: list[str] | None = None
 ) -> dict[str, Any]:
-    """Make the run folder `out` from the checkpoint file `path` of layout `source` ("ijepa").
+    """Make the run folder `out` from the checkpoint file `path` of layout `source` (a key of `LAYOUTS`).
 
     Args:
         overrides: ``key=value`` settings of the run for what the file does not tell (``method.encoder.heads=6``).

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from jepa.errors import JepaError
-from jepa.export import files, ijepa, importer
+from jepa.export import files, ijepa, importer, official, vjepa2
 
 
 def describe(path: Path | str) -> dict[str, Any]:
@@ -32,11 +32,19 @@ def describe(path: Path | str) -> dict[str, Any]:
         "values": {k: _short(v) for k, v in foreign.values.items() if "." not in k},
         "metadata": foreign.metadata,
     }
-    if ijepa.is_ijepa(foreign):
-        facts["kind"] = "I-JEPA"
-        facts["architecture"] = _architecture(foreign)
-        facts["command"] = f"jepa import {foreign.path} --from ijepa --to RUN"
+    family = _family(foreign)
+    if family is not None:
+        facts["kind"] = family.title
+        facts["architecture"] = _architecture(family, foreign)
+        facts["command"] = f"jepa import {foreign.path} --from {family.layout} --to RUN"
     return facts
+
+
+def _family(foreign: files.Foreign) -> official.Family | None:
+    if vjepa2.is_vjepa(foreign):
+        families = {family.layout: family for family in (vjepa2.VJEPA, vjepa2.VJEPA2, vjepa2.VJEPA21)}
+        return families[vjepa2.layout_of(foreign)]
+    return ijepa.FAMILY if ijepa.is_ijepa(foreign) else None
 
 
 def _parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -52,13 +60,14 @@ def _parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _architecture(foreign: files.Foreign) -> dict[str, Any] | str:
+def _architecture(family: official.Family, foreign: files.Foreign) -> dict[str, Any] | str:
     ledger = importer.Ledger(foreign.path, frozenset(foreign.tensors) | frozenset(foreign.values))
     try:
-        parts, _ = ijepa.sort_keys(foreign, ledger)
-        shape = ijepa.encoder_shape(parts.get("target") or parts["encoder"], foreign.path)
-        shape["positions"] = (parts.get("target") or parts["encoder"])["pos_embed"].shape[1]
-    except (JepaError, KeyError) as error:  # a broken one is still worth describing
+        parts, _ = official.sort_keys(family, foreign, ledger)
+        encoder = parts.get("target") or parts["encoder"]
+        shape = official.encoder_shape(encoder, foreign.path)
+        shape["positions"] = encoder["pos_embed"].shape[1] if "pos_embed" in encoder else "rotary"
+    except JepaError as error:  # a broken one is still worth describing
         return f"cannot be inferred: {error}"
     unknown = ledger.open_keys()
     return shape | ({"unknown keys": importer.listing(unknown)} if unknown else {})

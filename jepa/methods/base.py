@@ -5,7 +5,10 @@ masks it needs, and turns a batch into a loss. The loop knows nothing of teacher
 optimiser, then calls `after_step` once. The method's name is its file name under ``jepa/methods/``, or a dotted
 path ``package.module:Class`` for one that lives elsewhere.
 
-Shapes: B batch, H W image, N tokens, K kept tokens, D width.
+A run may mix sources (clips of several lengths, images): every step then calls `forward` once for each, whose tensor
+tells which kind it is and whose `batch.source` tells which one.
+
+Shapes: B batch, T frames, H W image, N tokens, K kept tokens, D width.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,27 +39,41 @@ class Output:
 
 
 class Method(nn.Module):
-    """Base class. Subclasses define a nested dataclass ``Config`` and ``__init__(self, config, image_size)``."""
+    """Base class. Subclasses define a nested dataclass ``Config`` and ``__init__(self, config, size)``."""
 
     Config: ClassVar[type]
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    inputs: ClassVar[tuple[str, ...]] = ("image",)  # kinds of input it trains on: image, clip
     couples_samples: ClassVar[bool] = False  # the loss mixes samples (SIGReg, VICReg): gathered, never accumulated
 
-    def __init__(self, config: Any, image_size: tuple[int, int]) -> None:
+    def __init__(self, config: Any, size: tuple[int, ...]) -> None:
+        """`size`: of the main source, (H, W) for images and (T, H, W) for clips of T frames."""
         super().__init__()
         self.config = config
-        self.image_size = image_size
+        self.size = size
 
-    def sampler(self, seed: int) -> Sampler | None:
-        """The mask sampler, or None for a method without masks."""
+    def expect(self, kinds: Sequence[str]) -> None:
+        """Told once, before training: the kind of every source ("image" or "clip"), in the order of `batch.source`.
+
+        Until then a method takes it that there is one source, of its own size. Parameters that none of the sources
+        uses must be frozen here. Those that only some use must get a gradient from every forward all the same
+        (`jepa.nn.tokens.zero_of`), because DDP waits for all of them.
+        """
+
+    def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> Sampler | None:
+        """The mask sampler for inputs of `size` (default: the method's own), or None for a method without masks."""
         return None
 
     def schedule(self, step: int, total_steps: float) -> dict[str, float]:
         """Values in force at `step` (0-based) besides lr and weight decay, e.g. EMA momentum; a pure function."""
         return {}
 
-    def forward(self, images: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
-        """Loss of one micro-batch. `images`: normalised floats (B, 3, H, W) on the device; `schedule`: 0-d tensors."""
+    def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
+        """Loss of one micro-batch of one source.
+
+        Args:
+            x: normalised floats on the device, images (B, 3, H, W) or clips (B, 3, T, H, W).
+            schedule: the values of `schedule` as 0-d tensors.
+        """
         raise NotImplementedError
 
     def after_step(self, values: dict[str, float]) -> None:
@@ -65,12 +83,12 @@ class Method(nn.Module):
         Not called for a skipped step.
         """
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) of the encoder that is exported and probed."""
         raise NotImplementedError
 
     def encoders(self) -> dict[str, nn.Module]:
-        """The encoders to watch, by name ("context", "target"); each maps images to tokens (B, N, D)."""
+        """The encoders to watch, by name ("context", "target"); each maps images or clips to tokens (B, N, D)."""
         raise NotImplementedError
 
     def exported(self) -> str:
@@ -138,10 +156,25 @@ def _method_in(module: Any, name: str) -> type[Method]:
     return found[0]
 
 
-def create(values: dict[str, Any], image_size: tuple[int, int]) -> Method:
-    """Build a method from its configuration section; weights are drawn from torch's current generator."""
+def create(values: dict[str, Any], size: tuple[int, ...]) -> Method:
+    """Build a method from its configuration section; weights are drawn from torch's current generator.
+
+    Args:
+        size: (H, W) of images or (T, H, W) of clips.
+
+    Raises:
+        ConfigError: see `resolve`; an input that the method does not take, or that its patches do not divide.
+    """
     cls, options = resolve(values)
-    return cls(options, image_size)
+    if kind_of(size) not in cls.inputs:
+        takes = " and ".join(f"{kind}s" for kind in cls.inputs)
+        raise ConfigError(f"method {values['name']!r} trains on {takes}; this data holds {kind_of(size)}s")
+    return cls(options, size)
 
 
-__all__ = ["Method", "Output", "Schedule", "create", "known", "resolve"]
+def kind_of(size: Sequence[int]) -> str:
+    """Images have a size of (H, W), clips of (T, H, W)."""
+    return "clip" if len(size) == 3 else "image"
+
+
+__all__ = ["Method", "Output", "Schedule", "create", "kind_of", "known", "resolve"]

@@ -28,7 +28,7 @@ from jepa.data import Batch
 from jepa.errors import ConfigError
 from jepa.methods.base import Method, Output, Schedule
 from jepa.nn.predictor import Predictor, PredictorConfig, repeat_blocks
-from jepa.nn.tokens import gather_tokens
+from jepa.nn.tokens import gather_tokens, token_grid
 from jepa.nn.vit import EncoderConfig, VisionTransformer
 
 
@@ -58,9 +58,9 @@ class IJEPA(Method):
     Config = IJEPAConfig
     config: IJEPAConfig
 
-    def __init__(self, config: IJEPAConfig, image_size: tuple[int, int]) -> None:
-        super().__init__(config, image_size)
-        self.encoder = VisionTransformer(config.encoder, image_size)
+    def __init__(self, config: IJEPAConfig, size: tuple[int, ...]) -> None:
+        super().__init__(config, size)
+        self.encoder = VisionTransformer(config.encoder, (size[0], size[1]))
         self.predictor = Predictor(
             config.predictor, self.encoder.width, config.encoder.resolved()[2], self.encoder.grid
         )
@@ -72,18 +72,18 @@ class IJEPA(Method):
         self.target.eval()
         return self
 
-    def sampler(self, seed: int) -> masks.Sampler:
-        return masks.make_sampler(self.config.masks, self.encoder.grid, seed)
+    def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
+        height, width = size or self.size
+        grid = token_grid((height, width), self.config.encoder.patch)
+        return masks.make_sampler(self.config.masks, grid, seed)
 
     def schedule(self, step: int, total_steps: float) -> dict[str, float]:
         return {"momentum": ema.momentum(step, total_steps, *self.config.ema)}
 
-    def forward(
-        self, images: Tensor, masks: masks.Masks | None, schedule: Schedule, batch: Batch | None = None
-    ) -> Output:
+    def forward(self, x: Tensor, masks: masks.Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         assert masks is not None, "I-JEPA needs masks, got None"
-        target = self.targets(images, masks)
-        predicted = self.predict(images, masks)
+        target = self.targets(x, masks)
+        predicted = self.predict(x, masks)
         loss = losses.latent_loss(predicted, target, self.config.loss)
         with torch.no_grad():  # what always answering the batch mean would cost: a loss near it has learned nothing
             mean = target.mean(dim=(0, 1), keepdim=True).expand_as(target)
@@ -110,8 +110,8 @@ class IJEPA(Method):
     def after_step(self, values: dict[str, float]) -> None:
         ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"])
 
-    def encode(self, images: Tensor) -> Tensor:
-        tokens: Tensor = self.target(images)
+    def encode(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.target(x)
         return tokens
 
     def encoders(self) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jepa import keyed
 from jepa.config import RunConfig
-from jepa.data import Batch, Manifest, Split, eval_batches
+from jepa.data import Batch, Manifest, Split, centre_batches
 from jepa.errors import ConfigError, DataError
 from jepa.methods.base import Method
 from jepa.monitor.collapse import collapse_warnings
@@ -127,8 +127,7 @@ class Monitor:
         if subset.name in self._kept:
             yield from self._kept[subset.name]
             return
-        height, width = self.config.data.image_size
-        keep = len(subset.indices) * 3 * height * width <= _KEEP_BYTES
+        keep = len(subset.indices) * 3 * math.prod(self.config.data.size) <= _KEEP_BYTES
         size = min(self.config.train.micro_batch or 128, 128)
         seen = []
         for start in range(0, len(subset.indices), size):
@@ -137,7 +136,7 @@ class Monitor:
                 seen.append(batch if keep else batch.slice(0, 0))
                 yield batch
         if not seen:
-            raise DataError(f"none of {len(subset.indices)} images of split {subset.split.name!r} can be read")
+            raise DataError(f"none of {len(subset.indices)} samples of split {subset.split.name!r} can be read")
         if keep:
             self._kept[subset.name] = seen
 
@@ -145,9 +144,7 @@ class Monitor:
         """One batch; an unreadable image is left out, as training too goes on without it."""
         data = self.config.data
         try:
-            (batch,) = eval_batches(
-                split, data.image_size, len(indices), indices=indices, interpolation=data.interpolation
-            )
+            (batch,) = centre_batches(split, data, len(indices), indices)
             return batch
         except DataError:
             if len(indices) == 1:

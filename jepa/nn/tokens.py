@@ -1,9 +1,11 @@
 """From pixels to tokens and back: normalisation, patch embedding, position tables, gathering.
 
-Shapes: B batch, H W image, h w token grid, N = h * w tokens, K kept tokens, D width.
+Shapes: B batch, T frames, H W image, t h w token grid, N = t * h * w tokens, K kept tokens, S packed rows, D width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from jepa.errors import ConfigError
 
 
 class Normalise(nn.Module):
-    """uint8 or float images to normalised floats, on whatever device the images are."""
+    """uint8 or float images or clips to normalised floats, on whatever device they are."""
 
     mean: Tensor
     std: Tensor
@@ -25,10 +27,11 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 in 0..255 or float in 0..1, to floats with the given mean and std per channel."""
+        """(B, 3, [T,] H, W) uint8 in 0..255 or float in 0..1, to floats with the given mean and std per channel."""
+        mean, std = (x.unsqueeze(2) if images.ndim == 5 else x for x in (self.mean, self.std))
         if images.dtype == torch.uint8:
-            return torch.addcmul(-self.mean / self.std, images.to(self.mean.dtype), 1 / (255 * self.std))
-        return (images.to(self.mean.dtype) - self.mean) / self.std
+            return torch.addcmul(-mean / std, images.to(mean.dtype), 1 / (255 * std))
+        return (images.to(mean.dtype) - mean) / std
 
 
 def token_grid(image_size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
@@ -71,6 +74,30 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+class TubeletEmbed(nn.Module):
+    """Non-overlapping tubelets of a clip, each through one linear map (stored as a 3D convolution's weight)."""
+
+    def __init__(self, patch: tuple[int, int, int], width: int, channels: int = 3) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv3d(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) to tokens (B, N, D), time first, then row-major."""
+        return self.project(self.unfold(clips))
+
+    def unfold(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) to the pixels of each tubelet (B, N, C * t * h * w), time first, then row-major."""
+        batch, channels, frames, height, width = clips.shape
+        pt, ph, pw = self.patch
+        cut = clips.reshape(batch, channels, frames // pt, pt, height // ph, ph, width // pw, pw)
+        return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * pt * ph * pw)
+
+    def project(self, tubelets: Tensor) -> Tensor:
+        """(..., C * t * h * w) to (..., D): the same sums as the convolution, without its layout conversions."""
+        return F.linear(tubelets, self.proj.weight.flatten(1), self.proj.bias)
+
+
 def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
     """Fixed 2D sine-cosine positions (1, N, D), row-major: the first half encodes the column, the second the row.
 
@@ -89,6 +116,27 @@ def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
     return torch.from_numpy(table).float().unsqueeze(0)
 
 
+def sincos_table_3d(width: int, grid: tuple[int, int, int], uniform: bool = True) -> Tensor:
+    """Fixed 3D sine-cosine positions (1, N, D), time first, then row-major: features for time, row, column.
+
+    uniform: the three share the width equally (each ceil(D / 6) * 2, the last cut off at D); else time has half of it,
+    row and column a quarter each. Each part is [sin, cos] as in `sincos_table`.
+    """
+    if not uniform and width % 8:
+        raise ConfigError(f"width {width} cannot carry 3D sine-cosine positions with position.uniform=false: use 8 n")
+    widths = (-(-width // 6) * 2,) * 3 if uniform else (width // 2, width // 4, width // 4)
+    parts = []
+    for axis, (length, part) in enumerate(zip(grid, widths, strict=True)):
+        omega = 1.0 / 10000 ** (np.arange(part // 2, dtype=np.float64) / (part / 2.0))
+        angles = np.outer(np.arange(length, dtype=np.float64), omega)
+        line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        shape = [1, 1, 1, part]
+        shape[axis] = length
+        parts.append(np.broadcast_to(line.reshape(shape), (*grid, part)))
+    table = np.concatenate(parts, axis=-1)[..., :width].reshape(1, -1, width)
+    return torch.from_numpy(table).float()
+
+
 def gather_tokens(tokens: Tensor, indices: list[Tensor]) -> Tensor:
     """Kept tokens for each of M index sets (B, K): (B, N, D) to (M * B, K, D), index set by index set."""
     stacked = torch.stack(indices)  # (M, B, K): one gather instead of M
@@ -97,3 +145,17 @@ def gather_tokens(tokens: Tensor, indices: list[Tensor]) -> Tensor:
         return tokens[0][stacked.reshape(count * batch, kept)]
     rows = torch.arange(batch, device=tokens.device).view(1, batch, 1)
     return tokens[rows, stacked].reshape(count * batch, kept, tokens.shape[-1])
+
+
+def gather_packed(tokens: Tensor, indices: list[Tensor]) -> Tensor:
+    """Kept tokens for index sets (B, K_i) of any length: (B, N, D) to rows (S, D), index set by index set."""
+    picked = torch.cat([index.flatten() for index in indices])
+    if tokens.shape[0] == 1:  # a table shared by the batch
+        return tokens[0][picked]
+    rows = torch.arange(len(tokens), device=tokens.device)
+    return tokens[torch.cat([rows.repeat_interleave(index.shape[1]) for index in indices]), picked]
+
+
+def zero_of(parameters: Iterable[Tensor]) -> Tensor | float:
+    """Zero that depends on parameters a forward pass has no use for, so that they get gradients (of zero)."""
+    return sum((p.sum() for p in parameters), start=0.0) * 0.0

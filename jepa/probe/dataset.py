@@ -18,6 +18,7 @@ from jepa import keyed
 from jepa.config import unknown_key
 from jepa.data import Manifest, Split
 from jepa.errors import ConfigError, DataError
+from jepa.probe.maps import Maps
 from jepa.probe.suite import Suite
 
 Ints = npt.NDArray[np.int64]
@@ -46,7 +47,8 @@ class ProbeData:
     manifest: Manifest
     parts: tuple[Part, Part, Part]
     targets: tuple[str, ...]  # names of the T continuous targets
-    classes: int
+    classes: int  # 0: no probe needs labels
+    ridge: tuple[str, ...] = ()  # of the targets, those that the ridge probe reads
 
     @classmethod
     def open(cls, suite: Suite, own: str) -> ProbeData:
@@ -63,6 +65,7 @@ class ProbeData:
                 "folder made by `jepa data build`"
             )
         manifest = Manifest.open(folder)
+        _check_media(suite, manifest)
         for use, name in (("train", suite.splits.train), ("val", suite.splits.val), ("test", suite.splits.test)):
             if name not in manifest.splits:
                 raise ConfigError(
@@ -70,16 +73,18 @@ class ProbeData:
                     f"{', '.join(sorted(manifest.splits))}. Settings are chosen on val and reported on test, so all "
                     "three are needed: name others in the suite, or build the data set with them"
                 )
-        names = _target_names(suite, manifest)
+        ridge = _ridge_names(suite, manifest)
+        names = _target_names(suite, manifest, ridge)
         parts = (
             _part("train", manifest.splits[suite.splits.train], names, suite.splits.max_train),
             _part("val", manifest.splits[suite.splits.val], names),
             _part("test", manifest.splits[suite.splits.test], names),
         )
         classes = 0
-        if suite.probes.knn or suite.probes.linear:
+        if _asking_for_labels(suite):
             classes = _check_labels(suite, manifest, parts)
-        return cls(manifest, parts, names, classes)
+        _check_maps(suite, parts)
+        return cls(manifest, parts, names, classes, ridge)
 
     def wanted(self) -> list[tuple[Split, Ints]]:
         """What to extract features of."""
@@ -102,20 +107,55 @@ class ProbeData:
         }  # fmt: skip
 
 
-def _target_names(suite: Suite, manifest: Manifest) -> tuple[str, ...]:
+def _check_media(suite: Suite, manifest: Manifest) -> None:
+    """Images are probed by suites for images, videos by suites that say which clips."""
+    clips, video = suite.features.clips is not None, manifest.media == "video"
+    if clips and not video:
+        raise ConfigError(
+            f"features.clips asks for clips of videos, and data set {manifest.root} holds images. Probe them with "
+            "features.clips=null, or give a data set of videos with dataset=FOLDER"
+        )
+    if video and not clips:
+        raise ConfigError(
+            f"data set {manifest.root} holds videos: say in features.clips which clips are looked at, e.g. "
+            "features.clips={frames: 16, stride: 4, clips: 2}"
+        )
+
+
+def _asking_for_labels(suite: Suite) -> list[str]:
+    probes = suite.probes
+    asked = [name for name in ("knn", "linear") if getattr(probes, name)]
+    return asked + (["attentive"] if probes.attentive and probes.attentive.classify else [])
+
+
+def _ridge_names(suite: Suite, manifest: Manifest) -> tuple[str, ...]:
     if suite.probes.ridge is None:
         return ()
-    split = manifest.splits[suite.splits.train]
-    wanted = suite.probes.ridge.targets or tuple(split.target_names)
+    wanted = suite.probes.ridge.targets or tuple(manifest.splits[suite.splits.train].target_names)
     if not wanted:
         raise ConfigError(
             f"the ridge probe needs continuous targets, and data set {manifest.root} has none. Leave it out: "
             "probes.ridge=null"
         )
-    for name in wanted:
-        if name not in split.target_names:
-            raise ConfigError(f"probes.ridge.targets: {unknown_key(name, name, split.target_names)}")
     return wanted
+
+
+def _target_names(suite: Suite, manifest: Manifest, ridge: tuple[str, ...]) -> tuple[str, ...]:
+    """Every continuous target that a probe asks for: the ridge probe's, then others of the attentive probe."""
+    known = manifest.splits[suite.splits.train].target_names
+    attentive = suite.probes.attentive.targets if suite.probes.attentive else ()
+    for place, names in (("ridge", ridge), ("attentive", attentive)):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"probes.{place}.targets: {unknown_key(name, name, known)}")
+    return tuple(dict.fromkeys([*ridge, *attentive]))
+
+
+def _check_maps(suite: Suite, parts: tuple[Part, Part, Part]) -> None:
+    for probe in (suite.probes.segmentation, suite.probes.depth):
+        if probe is not None:
+            for part in parts:
+                Maps(part.split, part.index, probe.map, (1, 1))  # raises where there is none of that name
 
 
 def _part(use: str, split: Split, names: tuple[str, ...], most: int | None = None) -> Part:
@@ -130,7 +170,7 @@ def _part(use: str, split: Split, names: tuple[str, ...], most: int | None = Non
         if not np.isfinite(column).all() or len(column) < 2 or column.min() == column.max():
             raise DataError(
                 f"target {name!r} in split {split.name!r} of {split.root} cannot be predicted: it must be finite "
-                f"everywhere and vary ({len(column)} samples). Take it out of probes.ridge.targets"
+                f"everywhere and vary ({len(column)} samples). Take it out of the probes' targets"
             )
     return Part(
         use, split, index,
@@ -142,12 +182,13 @@ def _part(use: str, split: Split, names: tuple[str, ...], most: int | None = Non
 
 def _check_labels(suite: Suite, manifest: Manifest, parts: tuple[Part, Part, Part]) -> int:
     """The number of classes, after making sure that they can be told apart and are all known from training."""
-    asked = [name for name in ("knn", "linear") if getattr(suite.probes, name)]
+    asked = _asking_for_labels(suite)
     without = [part.split.name for part in parts if not len(part.labelled())]
     if without:
         plain = " ".join(f"probes.{name}=null" for name in asked)
+        words = " and ".join([", ".join(asked[:-1]), asked[-1]] if len(asked) > 1 else asked)
         raise ConfigError(
-            f"the probes {' and '.join(asked)} need labels, and data set {manifest.root} has none in its split "
+            f"the probes {words} need labels, and data set {manifest.root} has none in its split "
             f"{', '.join(without)}. Leave them out ({plain}; ridge needs continuous targets instead), or give another "
             "data set with dataset=FOLDER"
         )

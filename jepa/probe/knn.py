@@ -7,13 +7,16 @@ The k nearest training samples by cosine vote for their class with weight exp(co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from jepa.errors import ConfigError
 from jepa.monitor import knn_votes
 from jepa.probe.axes import check_finite
+
+Layer = int | Literal["last4"]  # a transformer block from 0, or from -1 backwards; or the last four side by side
+LAST4 = (-4, -3, -2, -1)
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class KnnConfig:
 
     k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)  # above the number of training samples: all of them
     temperature: float = 0.07  # of the votes' weights, exp(cosine / temperature)
+    layers: tuple[Layer, ...] = ()  # read these layers too, each in a row of its own: block numbers, or last4
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:

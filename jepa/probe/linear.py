@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from jepa.errors import ConfigError
 from jepa.probe.axes import Axes, rows
+from jepa.probe.knn import Layer
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LinearConfig:
     lr: tuple[float, ...] = (0.001, 0.03, 1.0)  # share of the largest step that is sure to converge, in (0, 1]
     weight_decay: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # L2 penalty
     steps: int = 150  # full-batch steps
+    layers: tuple[Layer, ...] = ()  # read these layers too, each in a row of its own: block numbers, or last4
 
     def __post_init__(self) -> None:
         if not self.lr or not all(0 < v <= 1 for v in self.lr):

@@ -25,8 +25,9 @@ from jepa import checkpoint, config
 from jepa.checkpoint import Encoder, folder
 from jepa.config import RunConfig
 from jepa.errors import ConfigError
+from jepa.probe import layers
 from jepa.probe.dataset import ProbeData
-from jepa.probe.features import Embed, Extractor, Source, pixels
+from jepa.probe.features import Embed, Extractor, Levels, Source, Wants, pixels
 from jepa.probe.rows import Table
 from jepa.probe.suite import Suite, load_suite
 from jepa.probe.timm_encoder import timm_source
@@ -71,16 +72,21 @@ def probe(
     place = _device(device)
     with _progress(progress) as bar:
         sources = _sources(path, run_config, settings)
+        wants = _wants(settings)
         bar.total(len(sources) * sum(len(part.index) for part in data.parts))
         extract = Extractor(
             data.manifest, settings.features, place, run_config.data.interpolation, run_dir / "probes" / "cache",
             bar.advance,
         )  # fmt: skip
         # probes need float64, which MPS has not
-        table = Table(settings, data, torch.device("cuda" if place.type == "cuda" else "cpu"))
+        table = Table(settings, data, torch.device("cuda" if place.type == "cuda" else "cpu"), bar.say)
         for source in sources:
             bar.say(source.name)
-            table.add(source, extract(source, data.wanted()))
+            found = extract.everything(source, data.wanted(), wants)
+            try:
+                table.add(source, found)
+            finally:
+                found.close()
     result = {
         "protocol": settings.protocol,
         "suite": settings.name,
@@ -116,17 +122,24 @@ def _device(wanted: str) -> torch.device:
 # --- what is compared ---------------------------------------------------------------------------------------------
 
 
+def _wants(settings: Suite) -> Wants:
+    return Wants(settings.probes.pooled, settings.probes.layers(), settings.probes.tokens)
+
+
 def _sources(path: Path, run_config: RunConfig, settings: Suite) -> list[Source]:
     """The run's encoders, then the baselines. Whatever can be refused is refused here, before anything is computed."""
     weights = folder.manifest(path)["files"][folder.MODEL]["sha256"]
     names: tuple[str | None, ...] = settings.features.encoders or (None,)
     encoders = [checkpoint.load_encoder(path, which=name) for name in names]
+    for encoder in encoders:
+        layers.resolve(encoder, (*settings.probes.layers(), *settings.features.tokens.layers))
     found = [_own(encoder, weights) for encoder in encoders]
     count = settings.baselines.random
     for seed in range(run_config.seed, run_config.seed + count):
         found.append(_random(seed, encoders[0], "random init" if count == 1 else f"random init (seed {seed})"))
     if settings.baselines.pixels is not None:
-        found.append(pixels(encoders[0].image_size, settings.baselines.pixels.size))
+        height, width = encoders[0].image_size[-2:]
+        found.append(pixels((height, width), settings.baselines.pixels.size))
     return found + [timm_source(model) for model in settings.baselines.timm]
 
 
@@ -134,17 +147,25 @@ def _own(encoder: Encoder, weights: str) -> Source:
     def build(device: torch.device) -> Embed:
         return encoder.to(device).pool
 
+    def inner(device: torch.device, wanted: tuple[int, ...]) -> Levels:
+        return layers.levels(encoder.to(device), wanted)
+
     identity = {"weights": weights, "which": encoder.which, "config": _arithmetic(encoder.config)}
     facts = {"step": encoder.step, "width": encoder.width}
-    return Source(f"{encoder.which} (step {encoder.step})", "run", encoder.image_size, identity, build, facts)
+    name = f"{encoder.which} (step {encoder.step})"
+    return Source(name, "run", encoder.image_size, identity, build, facts, inner, layers.grid(encoder))
 
 
 def _random(seed: int, like: Encoder, name: str) -> Source:
     def build(device: torch.device) -> Embed:
         return checkpoint.random_encoder(like.config, seed, like.which).to(device).pool
 
+    def inner(device: torch.device, wanted: tuple[int, ...]) -> Levels:
+        return layers.levels(checkpoint.random_encoder(like.config, seed, like.which).to(device), wanted)
+
     identity = {"random": seed, "which": like.which, "config": _arithmetic(like.config)}
-    return Source(name, "random", like.image_size, identity, build, {"seed": seed, "width": like.width})
+    facts = {"seed": seed, "width": like.width}
+    return Source(name, "random", like.image_size, identity, build, facts, inner, layers.grid(like))
 
 
 def _arithmetic(run_config: RunConfig) -> dict[str, Any]:

@@ -5,20 +5,25 @@ a change of the program changes numbers, so figures of different protocols are n
 
 Protocol 1: features are the mean over patch tokens of the frozen encoder; the image is the largest centred box of the
 encoder's aspect, resized to its input. kNN: cosine, softmax weights, k chosen on val. Linear: L2-regularised logistic
-regression on standardised features, grid chosen on val. Ridge: closed form, penalty chosen on val. All are reported on
-test with percentile intervals of a bootstrap over originals. Accuracy is a fraction, R² is 1 - SSE / SST.
+regression on standardised features, grid chosen on val. Ridge: closed form, penalty chosen on val. Attentive: a small
+transformer on the tokens, AdamW with a cosine down to 0, grid chosen on val; probabilities of several views of a sample
+are averaged. Segmentation and depth: a linear map of each token, enlarged bilinearly to the label's resolution. All are
+reported on test with percentile intervals of a bootstrap over originals. Accuracy and mIoU are fractions, R² is
+1 - SSE / SST, RMSE is in the label's unit. Inner layers go through the encoder's final norm.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from jepa import config, resources
 from jepa.errors import ConfigError
+from jepa.probe.attentive import AttentiveConfig
+from jepa.probe.dense import DepthConfig, SegmentationConfig
 from jepa.probe.features import FeaturesConfig
-from jepa.probe.knn import KnnConfig
+from jepa.probe.knn import LAST4, KnnConfig
 from jepa.probe.linear import LinearConfig
 from jepa.probe.ridge import RidgeConfig
 from jepa.probe.timm_encoder import TimmConfig
@@ -52,10 +57,29 @@ class ProbesConfig:
     knn: KnnConfig | None = None  # weighted kNN of the class
     linear: LinearConfig | None = None  # linear classifier of the class
     ridge: RidgeConfig | None = None  # ridge regression of continuous targets
+    attentive: AttentiveConfig | None = None  # attentive classifier of the class, or regression, on tokens
+    segmentation: SegmentationConfig | None = None  # linear classifier of every pixel's class, on tokens
+    depth: DepthConfig | None = None  # linear regression of every pixel's depth, on tokens
 
     def __post_init__(self) -> None:
-        if not (self.knn or self.linear or self.ridge):
-            raise ConfigError("no probe is asked for: give at least one of knn, linear, ridge ({} takes its defaults)")
+        if not (self.pooled or self.tokens):
+            names = ", ".join(f.name for f in fields(self))
+            raise ConfigError(f"no probe is asked for: give at least one of {names} ({{}} takes its defaults)")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether any probe reads means over tokens."""
+        return bool(self.knn or self.linear or self.ridge)
+
+    @property
+    def tokens(self) -> bool:
+        """Whether any probe reads tokens."""
+        return bool(self.attentive or self.segmentation or self.depth)
+
+    def layers(self) -> tuple[int, ...]:
+        """Every layer that a probe of means reads, in the order of the suite; without the output."""
+        asked = [layer for probe in (self.knn, self.linear) if probe for layer in probe.layers]
+        return tuple(dict.fromkeys(i for layer in asked for i in (LAST4 if layer == "last4" else (layer,))))
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,7 @@ class Published:
     probe: str  # name of the probe's row, e.g. linear
     value: float  # as measured here: accuracy is a fraction
     source: str  # where it was read
-    metric: str = "top1"  # top1 or r2
+    metric: str = "top1"  # top1, r2, miou or rmse
     note: str = ""  # how its protocol differs
 
 
@@ -119,6 +143,11 @@ class Suite:
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)  # what the encoder is compared with
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)  # intervals
     published: list[Published] = field(default_factory=list)  # figures from the literature to show beside
+
+    def __post_init__(self) -> None:
+        dense = [name for name in ("segmentation", "depth") if getattr(self.probes, name)]
+        if dense and self.features.clips is not None:
+            raise ConfigError(f"probes.{dense[0]} reads single images; leave it out, or set features.clips=null")
 
 
 def load_suite(name: str | Path, overrides: list[str] | None = None) -> Suite:

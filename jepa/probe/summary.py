@@ -9,6 +9,7 @@ from jepa.errors import ConfigError
 
 Result = dict[str, Any]
 Row = dict[str, Any]
+LOWER_IS_BETTER = {"rmse"}  # of the metrics
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:
@@ -19,9 +20,10 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
 
     Returns:
         {"protocol", "suite", "runs", "seeds", "rows": [{"encoder", "role", "baseline", "probe", "metric", "mean",
-        "min", "max", "values", "low", "high"}], "margins": [...]}. "low" is the lowest of the runs' interval ends
-        and "high" the highest. A margin says, for each probe, how far the worst run's encoder is above the best
-        baseline of any run, and whether every interval of the encoder lies above every interval of the baselines.
+        "min", "max", "values", "low", "high", "protocol"}], "margins": [...]}. "low" is the lowest of the runs'
+        interval ends and "high" the highest. A margin says, for each probe, how far the worst run's encoder is above
+        the best baseline of any run, and whether every interval of the encoder lies above every interval of the
+        baselines; for a metric of which less is better, below.
 
     Raises:
         ConfigError: no result, or results that cannot be compared (other suite, protocol, data set or rows).
@@ -41,6 +43,7 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
             "encoder": key[1], "role": first["role"], "baseline": first["baseline"], "probe": first["probe"],
             "metric": first["metric"], "mean": sum(values) / len(values), "min": min(values), "max": max(values),
             "values": values, "low": min(row["low"] for row in found), "high": max(row["high"] for row in found),
+            "protocol": results[0]["protocol"],
         })  # fmt: skip
     return {
         "protocol": results[0]["protocol"],
@@ -60,13 +63,19 @@ def _margins(rows: list[Row]) -> list[dict[str, Any]]:
         baselines = [row for row in here if row["baseline"]]
         if own is None or not baselines:
             continue
-        best = max(baselines, key=lambda row: float(row["max"]))
+        less = metric in LOWER_IS_BETTER
+        worst, end = (own["max"], "min") if less else (own["min"], "max")
+        best = _best(baselines, less)
         out.append({
-            "probe": probe, "metric": metric, "worst_run": own["min"], "best_baseline": best["encoder"],
-            "best_baseline_value": best["max"], "margin": own["min"] - best["max"],
-            "apart": all(own["low"] > row["high"] for row in baselines),
+            "probe": probe, "metric": metric, "worst_run": worst, "best_baseline": best["encoder"],
+            "best_baseline_value": best[end], "margin": best[end] - worst if less else worst - best[end],
+            "apart": all(own["high"] < row["low"] if less else own["low"] > row["high"] for row in baselines),
         })  # fmt: skip
     return out
+
+
+def _best(rows: list[Row], less: bool) -> Row:
+    return min(rows, key=lambda row: float(row["min"])) if less else max(rows, key=lambda row: float(row["max"]))
 
 
 def _key(row: Row) -> tuple[str, str, str]:

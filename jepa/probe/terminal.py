@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 Result = dict[str, Any]
+_SHARES = {"top1", "miou"}  # metrics shown in per cent
 
 
 def print_table(result: Result, console: Console | None = None) -> None:
@@ -51,7 +52,7 @@ def table(result: Result) -> Table:
 
 
 def _value(value: float, metric: str, sign: bool = False) -> str:
-    return f"{100 * value:{'+' if sign else ''}.1f} %" if metric == "top1" else f"{value:{'+' if sign else ''}.3f}"
+    return f"{100 * value:{'+' if sign else ''}.1f} %" if metric in _SHARES else f"{value:{'+' if sign else ''}.3f}"
 
 
 def _figure(ends: dict[str, Any], metric: str, sign: bool = False) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jepa.errors import ConfigError
 from jepa.nn.tokens import Normalise
-from jepa.probe.features import Embed, Source
+from jepa.probe.features import Embed, Levels, Source
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,19 @@ def timm_source(config: TimmConfig) -> Source:
         _try(model, config.model, size, device)
         return model
 
+    def levels(device: torch.device, layers: tuple[int, ...]) -> Levels:
+        assert not layers, f"layers {layers} of a timm model"
+        model = _Pooled(_create(config, size), config.pool).eval().to(device)
+        _try(model, config.model, size, device)
+        return lambda images: [model.tokens(images)]
+
     state = "pretrained" if config.pretrained else f"random, seed {config.seed}"
     identity = {
         "timm": config.model, "version": timm.__version__, "pretrained": config.pretrained, "pool": config.pool,
         "seed": config.seed,
     }  # fmt: skip
     facts = {"timm": timm.__version__, "pretrained": config.pretrained, "image_size": list(size), "pool": config.pool}
-    return Source(f"timm:{config.model} ({state})", "timm", size, identity, build, facts)
+    return Source(f"timm:{config.model} ({state})", "timm", size, identity, build, facts, levels, layered=False)
 
 
 def _own_size(settings: Any) -> tuple[int, int]:
@@ -128,12 +134,20 @@ class _Pooled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         model: Any = self.model
-        maps = model.forward_features(self.normalise(images))
         if self.pool == "model":
-            pooled: Tensor = model.forward_head(maps, pre_logits=True)
+            pooled: Tensor = model.forward_head(self._maps(images), pre_logits=True)
             return pooled.flatten(1)
+        return self.tokens(images).mean(dim=1)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Patch tokens, or the positions of a feature map, row by row: (B, N, D)."""
+        maps = self._maps(images)
         if maps.ndim == 3:  # tokens (B, N, D), class and register tokens first
-            return torch.as_tensor(maps[:, getattr(model, "num_prefix_tokens", 0) :].mean(dim=1))
+            return maps[:, getattr(self.model, "num_prefix_tokens", 0) :]
         assert maps.ndim == 4, f"features have shape {tuple(maps.shape)}, expected 3 or 4 axes"
-        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        return torch.as_tensor(maps.mean(dim=(1, 2) if channels_last else (2, 3)))
+        channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        return maps.flatten(1, 2) if channels_last else maps.flatten(2).transpose(1, 2)
+
+    def _maps(self, images: Tensor) -> Tensor:
+        model: Any = self.model
+        return torch.as_tensor(model.forward_features(self.normalise(images)))

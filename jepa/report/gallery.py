@@ -165,7 +165,7 @@ def neighbours(run: Run, device: str) -> Html:
     encoder, _ = material.encoders(run, device)
     found = material.pools(run, data, encoder, device, QUERIES)
     near, cosines = pictures.nearest(found.queries, found.bank, NEAREST)
-    shown = material.pictures(data, run.config.data.split, found.bank_index[near.flatten().numpy()], encoder.image_size)
+    shown = material.pictures(run, data, run.config.data.split, found.bank_index[near.flatten().numpy()])
     rows, right, judged = [], 0, 0
     for q in range(len(near)):
         label = int(found.query_labels[q])
@@ -240,7 +240,7 @@ def card(run: Run) -> Html:
     table = join(html("<tr><th>{k}</th><td>{v}</td></tr>", k=k, v=v) for k, v in rows)
     split = data.split(run.config.data.split)
     index = material.spread(len(split), min(CONTACT, len(split)), run)
-    images = material.pictures(data, split.name, index, run.config.data.image_size)
+    images = material.pictures(run, data, split.name, index)
     sheet = pictures.contact_sheet(images, columns=12)
     return html(
         '<div class="panel scroll"><table class="data"><tbody>{t}</tbody></table></div><figure class="sheet">{i}'

@@ -82,7 +82,7 @@ def percent(value: float, decimals: int = 1) -> str:
 
 def measure(value: float, metric: str) -> str:
     """A probe's figure: accuracies in per cent, R² with two decimals, everything else as a number."""
-    if metric.startswith("top"):
+    if metric.startswith("top") or metric == "miou":
         return percent(value)
     return _minus(f"{value:.3f}") if metric == "r2" and math.isfinite(value) else number(value)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa import checkpoint, keyed
 from jepa.checkpoint import Encoder
-from jepa.data import Manifest, Split, TrainData, eval_batches, make_loader
+from jepa.data import Manifest, Split, TrainData, centre_batches, make_loader
 from jepa.errors import ConfigError
 from jepa.masks import Masks
 from jepa.methods import base
@@ -79,8 +79,10 @@ def crops(run: Run, count: int) -> Crops | None:
     first process, as in training, because reference masks depend on it.
     """
     data = run.config.data
+    if data.clip is not None:
+        raise ConfigError("masks are drawn for images; this run's lie in space and time")
     with torch.device("meta"):  # only the sampler is wanted, not the weights
-        method = base.create(run.config.method, data.image_size)
+        method = base.create(run.config.method, data.size)
     sampler = method.sampler(run.config.seed)
     if sampler is None:
         return None
@@ -124,12 +126,15 @@ def features(run: Run, data: Manifest, pair: tuple[Encoder, Encoder], device: st
     split = held_out(run, data)
     count = min(FITTED, len(split), _affordable(pair[0], device))
     index = spread(len(split), count, run)
-    batches = [b.images for b in eval_batches(split, pair[0].image_size, 16, index)]
+    batches = [b.images for b in centre_batches(split, run.config.data, 16, index)]
     tokens = [torch.cat([e(images.to(device)).float().cpu() for images in batches]) for e in pair]
     grid = getattr(pair[0].encoder, "grid", None)
-    if not isinstance(grid, tuple) or grid[0] * grid[1] != tokens[0].shape[1]:
+    if not isinstance(grid, tuple) or int(np.prod(grid)) != tokens[0].shape[1]:
         raise ConfigError("this method's encoder does not say how its tokens lie in the image (attribute `grid`)")
-    return Features(torch.cat(batches), split.name, grid, tokens[0], tokens[1])
+    if len(grid) == 3:  # of a clip the middle time is shown
+        at = grid[0] // 2 * grid[1] * grid[2]
+        tokens = [x[:, at : at + grid[1] * grid[2]] for x in tokens]
+    return Features(still(torch.cat(batches)), split.name, (grid[-2], grid[-1]), tokens[0], tokens[1])
 
 
 def pools(run: Run, data: Manifest, encoder: Encoder, device: str, queries: int) -> Pools:
@@ -139,18 +144,23 @@ def pools(run: Run, data: Manifest, encoder: Encoder, device: str, queries: int)
     bank = spread(len(train), min(BANK, len(train), _affordable(encoder, device)), run)
     if split is train:
         bank = np.setdiff1d(bank, asked)
-    images = torch.cat([b.images for b in eval_batches(split, encoder.image_size, 16, asked)])
+    images = torch.cat([b.images for b in centre_batches(split, run.config.data, 16, asked)])
     return Pools(
-        images, np.asarray(split.labels)[asked], encoder.pool(images.to(device)).float().cpu(),
+        still(images), np.asarray(split.labels)[asked], encoder.pool(images.to(device)).float().cpu(),
         torch.cat([encoder.pool(b.images.to(device)).float().cpu()
-                   for b in eval_batches(train, encoder.image_size, 64, bank)]),
+                   for b in centre_batches(train, run.config.data, 64, bank)]),
         bank, np.asarray(train.labels)[bank], split.name,
     )  # fmt: skip
 
 
-def pictures(data: Manifest, split: str, index: Int64, size: tuple[int, int]) -> Tensor:
-    """Images (n, 3, H, W) uint8 at places `index` of a split, in that order."""
-    return torch.cat([b.images for b in eval_batches(data.split(split), size, 32, index)])
+def pictures(run: Run, data: Manifest, split: str, index: Int64) -> Tensor:
+    """Images (n, 3, H, W) uint8 at places `index` of a split, in that order; of clips the middle frame."""
+    return torch.cat([still(b.images) for b in centre_batches(data.split(split), run.config.data, 32, index)])
+
+
+def still(images: Tensor) -> Tensor:
+    """Images as they are; clips (n, 3, T, H, W) as their middle frames (n, 3, H, W)."""
+    return images[:, :, images.shape[2] // 2] if images.ndim == 5 else images
 
 
 def held_out(run: Run, data: Manifest) -> Split:
@@ -181,6 +191,6 @@ def one_per_class(split: Split, count: int, run: Run) -> Int64:
 def _affordable(encoder: Encoder, device: str) -> int:
     """How many images the budget allows: 2 floating-point operations for each weight and token."""
     weights = sum(p.numel() for p in encoder.parameters())
-    tokens = max(1, getattr(encoder.encoder, "grid", (14, 14))[0] * getattr(encoder.encoder, "grid", (14, 14))[1])
+    tokens = max(1, int(np.prod(getattr(encoder.encoder, "grid", (14, 14)))))
     budget = _BUDGET.get(device.split(":")[0], _BUDGET_ELSEWHERE)
     return max(16, int(budget / (2 * weights * tokens)))

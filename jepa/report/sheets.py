@@ -64,7 +64,7 @@ def _neighbours(run: Run, device: str) -> Image.Image:
     found = material.pools(run, data, encoder, device, 5)
     near, _ = pictures.nearest(found.queries, found.bank, 6)
     places = found.bank_index[near.flatten().numpy()]
-    shown = material.pictures(data, run.config.data.split, places, encoder.image_size)
+    shown = material.pictures(run, data, run.config.data.split, places)
     rows: list[list[Image.Image | None]] = []
     frames: list[list[tuple[int, int, int] | None]] = []
     for q, neighbours in enumerate(near.tolist()):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jepa import config as configuration
+from jepa.probe.summary import LOWER_IS_BETTER
 from jepa.report.markup import count, measure, number
 from jepa.report.read import Line, Run, is_number
 
@@ -43,18 +44,23 @@ class Contest:
 
     @property
     def best_baseline(self) -> Row | None:
-        return max(self.baselines, key=lambda r: float(r["value"]), default=None)
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1
+        return max(self.baselines, key=lambda r: sign * float(r["value"]), default=None)
 
     @property
     def outcome(self) -> Outcome:
-        """'above' needs an interval wholly above the interval of every baseline."""
+        """'above' needs an interval wholly better than the interval of every baseline (below it for an error)."""
         if self.main is None or not self.baselines:
             return "alone"
-        if all(low(self.main) > high(r) for r in self.baselines):
-            return "above"
         best = self.best_baseline
         assert best is not None, "there are baselines, so there is a best one"
-        return "touching" if float(self.main["value"]) > float(best["value"]) else "not above"
+        if self.metric in LOWER_IS_BETTER:
+            clear = all(high(self.main) < low(r) for r in self.baselines)
+            better = float(self.main["value"]) < float(best["value"])
+        else:
+            clear = all(low(self.main) > high(r) for r in self.baselines)
+            better = float(self.main["value"]) > float(best["value"])
+        return "above" if clear else "touching" if better else "not above"
 
 
 def is_interval(value: Any) -> bool:
@@ -90,19 +96,30 @@ def headlines(run: Run) -> list[Contest]:
 
 
 def probe_title(probe: str, metric: str) -> str:
-    kind, _, target = probe.partition(":")
-    names = {"linear": "Linear probe", "knn": "Nearest-neighbour vote (kNN)", "ridge": "Ridge regression"}
-    units = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "r2": "R²"}
+    kind, layer, target = _parts(probe)
+    names = {
+        "linear": "Linear probe", "knn": "Nearest-neighbour vote (kNN)", "ridge": "Ridge regression",
+        "attentive": "Attentive probe", "segmentation": "Linear segmentation", "depth": "Linear depth",
+    }  # fmt: skip
+    units = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "r2": "R²", "miou": "mean IoU", "rmse": "RMSE"}
     what = f" of {target}" if target else ""
-    what = what.replace("+", " and ")
+    what = what.replace("+", " and ") + (f", layer {layer}" if layer else "")
     return f"{names.get(kind, kind)}{what}, {units.get(metric, metric)}"
 
 
 def short_title(probe: str) -> str:
-    """'Linear probe', 'kNN', 'Ridge R², x': what fits on a tile."""
-    kind, _, target = probe.partition(":")
-    name = {"linear": "Linear probe", "knn": "kNN", "ridge": "Ridge R²"}.get(kind, kind)
+    """'Linear probe', 'kNN', 'Ridge R² x': what fits on a tile."""
+    kind, layer, target = _parts(probe)
+    names = {"linear": "Linear probe", "knn": "kNN", "ridge": "Ridge R²", "attentive": "Attentive probe"}
+    name = names.get(kind, kind.capitalize()) + (f", layer {layer}" if layer else "")
     return f"{name} {target}" if target else name
+
+
+def _parts(probe: str) -> tuple[str, str, str]:
+    """Kind, layer and target of a probe's name: 'linear@-2' or 'attentive:vx'."""
+    left, _, target = probe.partition(":")
+    kind, _, layer = left.partition("@")
+    return kind, layer, target
 
 
 def with_interval(row: Row) -> str:

@@ -78,6 +78,15 @@ def test_step_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rounds" in capsys.readouterr().err
 
 
+def test_step_on_clips() -> None:
+    video = {"method": "vjepa", "image_size": 32, "patch": 8, "frames": 4}
+    result = bench_step(StepSettings(**(TINY | video), precision="fp32"), "cpu")
+    assert result.settings["model"] == "ViT-tiny/8" and result.settings["image"] == "4x32x32"
+    assert result["fp32.clips_per_s"] == pytest.approx(2e3 / result["fp32.step_ms"])
+    assert result["fp32.plain_clips_per_s"] > 0 and result["fp32.speedup"] > 0
+    assert "fp32.ms.predictor" in result.figures and "clips/s" in shown(result)
+
+
 def test_masks(capsys: pytest.CaptureFixture[str]) -> None:
     result = bench_masks(MasksSettings(batch=4, grid=(10, 12), rounds=2))
     assert result["speedup"] == pytest.approx(result["reference_ms"] / result["exact_ms"])

@@ -11,17 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.bench.flops import StepFlops, step_flops
 from jepa.bench.plain import PlainIJEPA
+from jepa.bench.plain_video import PlainVJEPA
 from jepa.bench.step import Ours
 from jepa.masks import Masks
+from jepa.methods.vjepa import VJEPA
 
 CPU = torch.device("cpu")
 
 
-def make(image: tuple[int, int], masks: dict[str, Any], **encoder: Any) -> Ours:
+def make(image: tuple[int, ...], masks: dict[str, Any], **encoder: Any) -> Ours:
     options = {
-        "name": "ijepa",
+        "name": "ijepa" if len(image) == 2 else "vjepa",
         "encoder": {"patch": 4, "width": 16, "depth": 2, "heads": 2, **encoder},
-        "predictor": {"width": 8, "depth": 3, "heads": 2},
+        "predictor": {"width": 8 if len(image) == 2 else 12, "depth": 3, "heads": 2},
         "masks": masks,
     }
     return Ours(options, image, CPU, torch.float32)
@@ -35,7 +37,8 @@ def counted(function: Any) -> int:
 
 
 def analytic(ours: Ours, batch: int, masks: Masks) -> StepFlops:
-    return step_flops(ours.geometry, batch, [m.shape[1] for m in masks.context], [m.shape[1] for m in masks.target])
+    sizes = [[m.shape[1] for m in kind] for kind in (masks.context, masks.target)]
+    return step_flops(ours.geometry, batch, *sizes, paired=ours.video)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,53 @@ def test_every_part_of_a_step(image: tuple[int, int], masks: dict[str, Any], enc
         loss = method(images, drawn, {}).loss
     assert counted(loss.backward) == want.backward
     assert counted(lambda: ours.step(images, drawn)) == want.total
+
+
+@pytest.mark.parametrize("size", [(4, 32, 32), (6, 24, 40)])
+def test_every_part_of_a_step_on_clips(size: tuple[int, ...]) -> None:
+    ours = make(size, {}, tubelet=2)
+    clips, drawn = ours.example(3)
+    want, method = analytic(ours, 3, drawn), ours.method
+    assert isinstance(method, VJEPA)
+    assert counted(lambda: method.targets(clips, drawn)) == want.target
+    with torch.no_grad():
+        visible = method.encoder(clips, drawn.context)
+    assert counted(lambda: method.encoder(clips, drawn.context)) == want.context
+    assert counted(lambda: method.predictor(visible, drawn, method.encoder.grid, [0, 0])) == want.predictor
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = method(clips, drawn, {}).loss
+    assert counted(loss.backward) == want.backward
+    assert counted(lambda: ours.step(clips, drawn)) == want.total
+    plain = PlainVJEPA(ours.geometry, CPU, torch.float32)
+    g, kept = ours.geometry, sum(m.shape[1] for m in drawn.context)
+    wasted = 3 * 2 * (2 * (2 * g.tokens - kept) * 3 * 2 * 4 * 4 * g.width)  # embeds the whole clip for every mask
+    found = counted(lambda: plain.step(clips, drawn.context, drawn.target))
+    assert found == want.total + wasted
+
+
+def test_the_plain_video_baseline_is_the_same_model() -> None:
+    ours = make((4, 32, 32), {}, tubelet=2)
+    clips, drawn = ours.example(2)
+    plain, method = PlainVJEPA(ours.geometry, CPU, torch.float32), ours.method
+    assert isinstance(method, VJEPA)
+    method.predictor.use_tokens([0])
+    for theirs, mine in ((plain.encoder, method.encoder), (plain.target, method.target)):
+        theirs.load_state_dict({name: mine.state_dict()[_ours(name)] for name in theirs.state_dict()})
+    state = method.predictor.state_dict()
+    plain.predictor.load_state_dict({n: state[_ours(n, "predictor_")] for n in plain.predictor.state_dict()})
+    want = method(clips, drawn, {}).loss.detach()
+    torch.testing.assert_close(plain.step(clips, drawn.context, drawn.target), want, atol=1e-6, rtol=0)
+
+
+def _ours(name: str, prefix: str = "") -> str:
+    for theirs in ("qkv", "proj"):
+        name = name.replace(f".{theirs}.", f".attn.{theirs}.")
+    for theirs in ("fc1", "fc2"):
+        name = name.replace(f".{theirs}.", f".mlp.{theirs}.")
+    if name.startswith(("blocks.", "norm.")):
+        return prefix + name
+    whole = {"embed.": "patch_embed.proj.", "enter.": "predictor_embed.", "leave.": "predictor_proj."}
+    return next((name.replace(k, v) for k, v in whole.items() if name.startswith(k)), "mask_tokens.0")
 
 
 def test_the_baseline_needs_the_same_and_wastes_only_the_embedding_of_dropped_patches() -> None:

@@ -12,18 +12,26 @@ TRAINING = ("environment", "interrupt", "rundir", "progress", "cost", "launch") 
 ORDER = (
     *("errors", "keyed", "resources", "config", "data", "masks", "nn", "losses", "ema", "methods", "optim"),
     *("checkpoint", "export", "monitor", "probe", "plan", *TRAINING, "train", "slurm", "report", "bench", "doctor"),
-    *("demo", "cli", "__main__"),
+    *("demo", "terminal", "cli", "__main__"),
 )
 
 # Who may import inside functions, and what. "*" is anything: the command line stays light that way.
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli.py": {"*"},
     "__init__.py": {"jepa.checkpoint"},  # jepa.load_encoder, looked up on first use
+    "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without
     "data/sources/digits.py": {"sklearn.datasets"},  # half a second for the embedded data set alone
     "doctor.py": {"torch", "PIL", "jepa.data"},  # looks at installations in which these do not import
+    "terminal.py": {"rich.console"},  # a tenth of a second that `jepa --help` does without
     "methods/base.py": {"jepa.methods"},  # the package it lists
 }
-OPTIONAL = {"timm", "transformers"}  # extras: any file may import them where they are used
+OPTIONAL = {
+    "timm",
+    "transformers",
+    "av",
+    "torchcodec",
+    "decord",
+}  # extras: any file may import them where they are used
 PLATFORM = {"fcntl", "resource"}  # modules that only some operating systems have
 
 

@@ -25,6 +25,7 @@ from jepa.probe.ridge import RidgeConfig, r2_score, ridge_probe
 from jepa.probe.run import probe
 from jepa.probe.summary import summarise
 from jepa.probe.terminal import print_table
+from tests.probe.test_dense import DigitMaps
 
 SUITE = """
 probes:
@@ -217,6 +218,113 @@ def test_results_that_do_not_belong_together_are_not_summed_up(result, what):
         summarise([])
 
 
+# --- probes of tokens and of layers -------------------------------------------------------------------------------
+
+TOKENS = """
+probes:
+  linear: {lr: [1.0], weight_decay: [0.01], steps: 20, layers: [0, -1]}
+  attentive: {heads: 2, lr: [0.003], weight_decay: [0.01, 0.1], duration: {steps: 40}, batch: 64, targets: [y, size]}
+baselines: {pixels: {size: 10}, random: 1}
+bootstrap: {resamples: 200}
+published:
+  - {encoder: "somebody else", probe: attentive, value: 0.5, source: "a paper"}
+"""
+
+
+@pytest.fixture(scope="module")
+def token_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("eval") / "tokens.yaml"
+    path.write_text(TOKENS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def token_result(run: Path, token_suite: Path) -> dict:
+    return probe(run, token_suite, progress=False)
+
+
+def test_token_rows_stand_beside_the_others(run, token_result):
+    assert json.loads((run / "probes" / "tokens.json").read_text()) == token_result
+    pooled, tokens = ["linear", "linear@0", "linear@-1"], ["attentive:y", "attentive:size", "attentive:y+size"]
+    every = [*pooled, "attentive", *tokens]
+    rows = {(r["encoder"], r["probe"]): r for r in token_result["rows"]}
+    assert list(rows) == [
+        *(("target (step 6)", p) for p in every), *(("random init", p) for p in every), ("pixels (10×10)", "linear"),
+    ]  # fmt: skip
+    for (encoder, name), row in rows.items():
+        assert row["metric"] == ("r2" if ":" in name else "top1") and row["protocol"] == "1"
+        assert row["low"] < row["value"] < row["high"] or row["low"] <= row["value"] <= row["high"]
+        assert row["n_clusters"] == token_result["dataset"]["splits"]["test"]["originals"] < row["n_test"] == 90
+        assert ("gap" in row) == (encoder != "target (step 6)")
+    # the last layer is the output: the same features, the same figure
+    assert rows["target (step 6)", "linear@-1"]["value"] == rows["target (step 6)", "linear"]["value"]
+    assert rows["random init", "attentive"]["chosen"].keys() >= {"lr", "weight_decay", "val", "steps"}
+    kept = {s["encoder"]: s.get("tokens") for s in token_result["sources"]}
+    assert kept["target (step 6)"] == {"shape": [1, 25, 32], "kept": "memory"} and kept["pixels (10×10)"] is None
+
+
+def test_token_rows_again_are_the_same(run, token_suite, token_result, tmp_path):
+    again = probe(run, token_suite, out=tmp_path / "again.json", progress=False)
+    assert again["rows"] == token_result["rows"]
+    few = ["features.tokens={memory_gib: 0, dtype: fp16}"]
+    from_disk = probe(run, token_suite, few, out=tmp_path / "disk.json", progress=False)
+    assert from_disk["rows"] == token_result["rows"]
+    assert {s["tokens"]["kept"] for s in from_disk["sources"] if "tokens" in s} == {"disk"}
+    assert not list((run / "probes" / "cache").glob("*.npy"))
+
+
+def test_gaps_of_token_rows_are_paired(token_result):
+    rows = {(r["encoder"], r["probe"]): r for r in token_result["rows"]}
+    for (_, name), row in rows.items():
+        if "gap" in row:
+            main = rows["target (step 6)", name]
+            assert row["gap"]["value"] == pytest.approx(main["value"] - row["value"], abs=1e-9)
+            assert row["gap"]["low"] <= row["gap"]["value"] <= row["gap"]["high"]
+
+
+def test_table_and_summary_have_token_rows(token_result):
+    screen = Console(file=io.StringIO(), width=120)
+    print_table(token_result, screen)
+    text = screen.file.getvalue()
+    for row in (r for r in token_result["rows"] if r["probe"] == "attentive"):
+        assert f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" in text
+    assert "attentive top1" in text and "linear@0 top1" in text and "somebody else" in text
+    both = summarise([token_result, token_result])
+    assert {m["probe"] for m in both["margins"]} == {r["probe"] for r in token_result["rows"]}
+    assert {r["protocol"] for r in both["rows"]} == {"1"}
+
+
+def test_attentive_alone_computes_nothing_else(run, token_suite, tmp_path):
+    found = probe(run, token_suite, ["probes.linear=null", "baselines.pixels=null"], out=tmp_path / "a.json",
+                  progress=False)  # fmt: skip
+    assert {r["probe"].split(":")[0] for r in found["rows"]} == {"attentive"}
+    assert not any("width" in s and "tokens" not in s for s in found["sources"])
+
+
+def test_dense_rows(run, token_suite, probe_data, monkeypatch, tmp_path):
+    monkeypatch.setattr("jepa.data.manifest.Split.map_names", DigitMaps.map_names, raising=False)
+    monkeypatch.setattr("jepa.data.manifest.Split.read_map", DigitMaps.read_map, raising=False)
+    dense = [
+        "probes.linear=null", "probes.attentive=null", "baselines.pixels=null", "probes.depth={most: 10}",
+        "probes.segmentation={lr: [0.03], weight_decay: [0.01], duration: {steps: 30}}",
+    ]  # fmt: skip
+    found = probe(run, token_suite, dense, out=tmp_path / "a.json", progress=False)
+    rows = {(r["encoder"], r["probe"]): r for r in found["rows"]}
+    assert len(rows) == 4 and {r["metric"] for r in found["rows"]} == {"miou", "rmse"}
+    for (encoder, name), row in rows.items():
+        assert row["low"] < row["value"] < row["high"] and row["n_test"] == 90
+        if encoder == "random init":
+            main = rows["target (step 6)", name]
+            assert row["gap"]["value"] == pytest.approx(main["value"] - row["value"], abs=1e-9)
+    assert 0.4 < rows["random init", "segmentation"]["value"] < 1 and 0.1 < rows["random init", "depth"]["value"] < 1.2
+    better = {m["probe"]: m for m in summarise([found])["margins"]}["depth"]
+    a, b = rows["target (step 6)", "depth"]["value"], rows["random init", "depth"]["value"]
+    assert better["margin"] == pytest.approx(b - a)  # less is better
+    text = io.StringIO()
+    print_table(found, Console(file=text, width=120))
+    assert f"{100 * rows['random init', 'segmentation']['value']:.1f} %" in text.getvalue()
+
+
 # --- what cannot be probed ----------------------------------------------------------------------------------------
 
 
@@ -264,6 +372,13 @@ def test_classes_that_training_lacks(run, suite, tmp_path):
         (["features.encoders=[teacher]"], "no encoder 'teacher'"),
         (["baselines.random=-1"], "allowed: 0 or more"),
         (["probes.linear.step=3"], "unknown key 'probes.linear.step'. Did you mean 'steps'"),
+        (["probes.linear.layers=[1]"], r"layers \[1\]: this encoder has layers 0 to 0, or -1 to -1 from the end"),
+        (["probes.knn.layers=[last4]"], r"layers \[-4, -3, -2\]: this encoder has layers 0 to 0"),
+        (["probes.attentive={targets: [z]}"], "probes.attentive.targets: unknown key 'z'"),
+        (["probes.attentive={heads: 5}"], "heads=5 does not divide the width 32"),
+        (["probes.segmentation={}"], "dense probes need a label for every pixel"),
+        (["probes.depth={}"], "dense probes need a label for every pixel"),
+        (["features.clips={stride: 4}"], "asks for clips of videos, and data set .* holds images"),
     ],
 )
 def test_settings_that_do_not_fit(run, suite, tmp_path, overrides, message):

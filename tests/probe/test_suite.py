@@ -8,16 +8,75 @@ import pytest
 
 from jepa import resources
 from jepa.errors import ConfigError
+from jepa.probe.attentive import AttentiveConfig
 from jepa.probe.linear import LinearConfig
 from jepa.probe.suite import Suite, load_suite
+
+BENCHMARKS = ("ssv2", "k400", "diving48", "imagenet-attentive", "ade20k", "nyuv2")  # of token probes, on others' data
 
 
 @pytest.mark.parametrize("name", resources.names("eval"))
 def test_shipped_suites_load(name):
     suite = load_suite(name)
     assert suite.name == name and suite.protocol == "1"
-    assert suite.probes.linear is not None and len(suite.probes.linear.heads()) in (12, 24)
-    assert suite.baselines.random >= 1
+    if name in BENCHMARKS:
+        assert suite.probes.tokens and suite.published
+        rows = {("attentive", "top1"), ("segmentation", "miou"), ("depth", "rmse")}
+        asked = {(r, m) for r, m in rows if getattr(suite.probes, r)}
+        assert {(p.probe, p.metric) for p in suite.published} == asked  # shown beside the rows of the suite
+    else:
+        assert suite.probes.linear is not None and len(suite.probes.linear.heads()) in (4, 12, 24)
+        assert suite.baselines.random >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "step", "clips", "heads", "epochs", "batch"),
+    [
+        ("ssv2", 16, 4, 2, 20, 20, 256),
+        ("k400", 16, 4, 8, 20, 20, 256),
+        ("diving48", 32, 2, 4, 3, 100, 128),
+    ],
+)
+def test_video_suites_are_v_jepa_2s(name, frames, step, clips, heads, epochs, batch):
+    """Its public evaluation configurations: vitl/NAME.yaml, batch over its 64 GPUs."""
+    suite = load_suite(name)
+    seen, probe = suite.features.clips, suite.probes.attentive
+    assert seen is not None and probe is not None
+    assert (seen.frames, seen.stride, seen.fps, seen.clips, seen.views, seen.join) == (
+        frames, step, None, clips, 3, True,
+    )  # fmt: skip
+    assert (probe.depth, probe.heads, len(probe.grid()), probe.batch) == (4, 16, heads, batch)
+    recipe = probe.recipe(100_000)
+    assert recipe.warmup == 0 and recipe.steps == -(-epochs * 100_000 // batch)
+
+
+def test_the_defaults_of_the_grid_are_v_jepa_2s():
+    suite = load_suite("ssv2")
+    assert suite.probes.attentive is not None
+    assert suite.probes.attentive.grid() == AttentiveConfig().grid()
+    assert {lr for lr, _ in AttentiveConfig().grid()} == {5e-3, 3e-3, 1e-3, 3e-4, 1e-4}
+    assert {decay for _, decay in AttentiveConfig().grid()} == {0.01, 0.1, 0.4, 0.8}
+
+
+def test_published_figures_of_the_token_probes():
+    """Some of every column of the reference table, and that nothing stands where it has none."""
+    found = {n: {p.encoder: p.value for p in load_suite(n).published} for n in BENCHMARKS}
+    assert found["ssv2"]["V-JEPA 2 ViT-L"] == 0.737 and found["ssv2"]["V-JEPA 2.1 ViT-G (2B)"] == 0.777
+    assert found["k400"]["V-JEPA ViT-H/16 at 384 px"] == 0.819 and found["k400"]["DINOv2 1.1B"] == 0.836
+    assert found["diving48"]["V-JEPA 2 ViT-H"] == 0.898 and "V-JEPA ViT-L/16" not in found["diving48"]
+    assert found["imagenet-attentive"]["V-JEPA 2.1 ViT-g (1B)"] == 0.848
+    assert found["ade20k"] == {
+        "V-JEPA 2 ViT-g": 0.244, "V-JEPA 2.1 ViT-g (1B)": 0.478, "V-JEPA 2.1 ViT-G (2B)": 0.479, "DINOv2 1.1B": 0.495,
+    }  # fmt: skip
+    assert found["nyuv2"]["V-JEPA 2.1 ViT-G (2B)"] == 0.307
+    sources = {p.source for n in BENCHMARKS for p in load_suite(n).published}
+    assert all("arXiv 2506.09985" in s or "arXiv 2603.14482" in s or "README" in s for s in sources)
+
+
+def test_layers_of_all_probes_together():
+    suite = load_suite("digits", ["probes.knn.layers=[2, last4]", "probes.linear.layers=[-1, 0, 2]"])
+    assert suite.probes.layers() == (2, -4, -3, -2, -1, 0)
+    assert load_suite("digits").probes.layers() == ()
 
 
 def test_the_demo_suite_asks_for_what_the_demo_claims():
@@ -62,6 +121,13 @@ def written(folder: Path, text: str) -> Path:
         ("probes: {linear: {}}\nbootstrap: {resamples: 5}", "resamples from 100"),
         ("probes: {linear: {}}\nbaselines: {timm: [{name: resnet18}]}", "unknown key 'baselines.timm"),
         ("probes: {linear: {}}\nfeatures: {pool: cls}", "allowed: 'mean'"),
+        ("probes: {linear: {layers: [last3]}}", "probes.linear.layers"),
+        ("probes: {attentive: {epochs: 3}}", "unknown key 'probes.attentive.epochs'"),
+        ("probes: {attentive: {duration: {epochs: 1, steps: 2}}}", "exactly one of steps, epochs, samples"),
+        ("probes: {attentive: {classify: false}}", "nothing to probe"),
+        ("probes: {attentive: {}}\nfeatures: {clips: {frames: 16}}", "features.clips: a clip needs exactly one"),
+        ("probes: {attentive: {}}\nfeatures: {tokens: {dtype: int8}}", "features.tokens.dtype"),
+        ("probes: {depth: {}}\nfeatures: {clips: {stride: 1}}", "probes.depth reads single images"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):

@@ -1,4 +1,4 @@
-"""Where images come from. Each kind is one file with a `Config` dataclass and `open_source(config)`."""
+"""Where images and videos come from. Each kind is one file with a `Config` dataclass and `open_source(config)`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jepa import config
 from jepa.data.sources.base import References, Source
 from jepa.errors import ConfigError
 
-KINDS = ("digits", "folder", "idx", "webdataset")
+KINDS = ("digits", "folder", "idx", "moving_digits", "videos", "webdataset")
 
 
 def configure(values: dict[str, Any]) -> tuple[str, Any]:

@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Sample:
-    """One image before it is written."""
+    """One image or video before it is written."""
 
-    image: bytes | npt.NDArray[np.uint8]  # encoded, or pixels (H, W) or (H, W, 3)
+    image: bytes | npt.NDArray[np.uint8]  # encoded, or pixels (H, W), (H, W, 3), or a video's (T, H, W, 3)
     label: int  # -1: none
     original: int  # samples made from the same original image share this number
     source: str  # where it came from, for people
     targets: tuple[float, ...] = ()  # continuous targets, in the order of the source's `targets`
+    fps: float = 0.0  # of a video given as pixels
 
 
 class Maker(Protocol):

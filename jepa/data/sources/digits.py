@@ -95,6 +95,20 @@ def split_originals(config: Config) -> dict[str, npt.NDArray[np.int64]]:
     return {name: np.sort(mixed[edges[i] : edges[i + 1]]) for i, name in enumerate(config.originals)}
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A cluttered background, and the digit that goes onto it."""
+
+    canvas: Float  # (H, W, 3) between 0 and 1, or a little beyond
+    ink: Float  # (8, 8), the original
+    colour: Float  # (3,)
+    side: int  # of the digit, in pixels
+    top: int
+    left: int
+    label: int
+    original: int
+
+
 class Maker:
     """Draws pictures; a pure function of (split, number)."""
 
@@ -114,6 +128,15 @@ class Maker:
 
     def __call__(self, task: tuple[str, int]) -> Sample:
         split, number = task
+        c, scene = self.config, self.scene(split, number)
+        canvas, side = scene.canvas, scene.side
+        _blend(canvas, _enlarge(scene.ink, side, side), scene.top, scene.left, scene.colour)
+        pixels = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
+        centre = ((scene.left + side / 2) / c.size, (scene.top + side / 2) / c.size, side / c.size)
+        return Sample(pixels, scene.label, scene.original, f"{split}/{number}", centre)
+
+    def scene(self, split: str, number: int) -> Scene:
+        """What a picture shows, before the digit is put into it."""
         c, ids = self.config, self._split[split]
         u = keyed.uniform(f"digits.{split}", c.seed, number, _FIXED + _PER_FRAGMENT * c.clutter)
         original = int(ids[int(u[0] * len(ids))])
@@ -124,12 +147,9 @@ class Maker:
         canvas = background + c.gradient * _drift(u[7:11], c.size)[..., None] * _signs(u[11:14])
         for numbers in u[_FIXED:].reshape(c.clutter, _PER_FRAGMENT):
             self._add_fragment(canvas, background, ids, original, numbers)
-        ink = _enlarge(self._originals[0][original], side, side)
-        _blend(canvas, ink, top, left, _contrasting(u[14:17], background, c.contrast, c.ink))
-
-        pixels = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
-        centre = ((left + side / 2) / c.size, (top + side / 2) / c.size, side / c.size)
-        return Sample(pixels, int(self._originals[1][original]), original, f"{split}/{number}", centre)
+        inks, labels = self._originals
+        colour = _contrasting(u[14:17], background, c.contrast, c.ink)
+        return Scene(canvas, inks[original], colour, side, top, left, int(labels[original]), original)
 
     def _add_fragment(
         self, canvas: Float, background: Float, ids: npt.NDArray[np.int64], original: int, u: Float

@@ -43,14 +43,19 @@ def open_source(config: Config) -> Source:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"source.path={config.path!r} {state}. Give a folder of {', '.join(sorted(READ))} images")
+    return listing(config, root, READ, "images")
+
+
+def listing(config: Config, root: Path, wanted: frozenset[str], what: str) -> Source:
+    """The files below `root` with a wanted extension, as a source; `what` they are, for messages."""
     subfolders = config.splits if config.splits is not None else _usual_splits(root)
     other: Counter[str] = Counter()
-    found = {split: _images(root, sub, other) for split, sub in (subfolders or {"": ""}).items()}
+    found = {split: paths_below(root, sub, wanted, other) for split, sub in (subfolders or {"": ""}).items()}
     empty = [f"{root / sub}" for split, sub in subfolders.items() if not found[split]]
     if empty or not any(found.values()):
         where = ", ".join(empty) or str(root)
         seen = ", ".join(f"{n} {suffix or 'without extension'}" for suffix, n in other.most_common(5)) or "nothing"
-        raise DataError(f"no images in {where}: looked for {', '.join(sorted(READ))} at any depth, found {seen}")
+        raise DataError(f"no {what} in {where}: looked for {', '.join(sorted(wanted))} at any depth, found {seen}")
     depth = {split: len(Path(sub).parts) for split, sub in (subfolders or {"": ""}).items()}
     classes = _classes(config, found, depth)
     maker = Maker(root, {name: i for i, name in enumerate(classes)}, tuple(sorted(_prefixes(subfolders))))
@@ -68,8 +73,8 @@ def _prefixes(subfolders: dict[str, str]) -> set[str]:
     return {Path(sub).as_posix() for sub in subfolders.values()}
 
 
-def _images(root: Path, sub: str, other: Counter[str]) -> list[str]:
-    """Sorted image paths below a subfolder, relative to the root; everything else is counted in `other`."""
+def paths_below(root: Path, sub: str, wanted: frozenset[str], other: Counter[str]) -> list[str]:
+    """Sorted paths with a wanted extension below a subfolder, relative to the root; the rest is counted in `other`."""
     start = root / sub
     if not start.is_dir():
         raise DataError(f"{start} does not exist or is not a folder; source.splits says that a split is there")
@@ -89,7 +94,7 @@ def _images(root: Path, sub: str, other: Counter[str]) -> list[str]:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path per file is slow for millions
             if name.startswith("."):
                 continue
-            if suffix in READ:
+            if suffix in wanted:
                 found.append(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"))  # noqa: PTH118
             else:
                 other[suffix] += 1

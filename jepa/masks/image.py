@@ -1,9 +1,8 @@
-"""Mask samplers: which tokens are the context and which are the targets. Pure functions of (seed, step, g).
+"""Masks for images: several target blocks and one large context block (I-JEPA, arXiv 2301.08243, section 3).
 
-`ExactSampler` (default) draws what the I-JEPA paper describes (arXiv 2301.08243, section 3): several target blocks
-and a large context block from which the targets are removed. Block offsets are uniform and inclusive, scale and
-aspect ratio independent, and every sample keeps the same number of context tokens whatever the batch: the context
-is trimmed by a random subset, never by raster order.
+`ExactSampler` (default) draws what the paper describes: block offsets uniform and inclusive, scale and aspect ratio
+independent, targets removed from the context, and the same number of context tokens in every sample whatever the
+batch: the context is trimmed by a random subset, never by raster order.
 
 `ReferenceSampler` reproduces the official sampler draw for draw with its quirks (context cut in raster order to the
 batch minimum, last row and column never used, one random number for scale and aspect). For parity only.
@@ -15,44 +14,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from jepa import keyed
 from jepa.errors import ConfigError
+from jepa.masks.base import Bools, Ints, Masks, Sampler, cut_to_shortest, random_subset
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 _ATTEMPTS = 16  # redraws before the fallback; at the redraw share that validation allows, never reached in practice
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Token indices, row-major over the grid, strictly increasing in each row."""
-
-    context: list[Tensor]  # each (B, Kc) int64
-    target: list[Tensor]  # each (B, Kt) int64
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Masks:
-        """The same masks on another device."""
-        return Masks(
-            [m.to(device, non_blocking=non_blocking) for m in self.context],
-            [m.to(device, non_blocking=non_blocking) for m in self.target],
-        )
-
-    def slice(self, start: int, stop: int) -> Masks:
-        """Rows start:stop, as views."""
-        return Masks([m[start:stop] for m in self.context], [m[start:stop] for m in self.target])
-
-
-class Sampler(Protocol):
-    """Masks of the samples `g` (B,) at a step, as CPU tensors; the same arguments give the same masks."""
-
-    def __call__(self, step: int, g: Ints) -> Masks: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +82,10 @@ class ExactSampler:
         (th, tw), (ch, cw) = self.block_sizes(step)
         targets, contexts, _ = self._place(g, th, tw, ch, cw)
         return Masks(
-            [torch.from_numpy(self._trim(contexts[:, i], g, i)) for i in range(self.config.contexts)],
+            [
+                torch.from_numpy(random_subset(contexts[:, i], self.context_count, f"mask.trim.{i}", self.seed, g))
+                for i in range(self.config.contexts)
+            ],
             [torch.from_numpy(t) for t in self._block_indices(targets, th, tw)],
         )
 
@@ -174,16 +149,6 @@ class ExactSampler:
         first = corners[..., 0] * self.grid[1] + corners[..., 1]
         return [first[:, i, None] + inner for i in range(corners.shape[1])]
 
-    def _trim(self, candidates: Bools, g: Ints, which: int) -> Ints:
-        """A uniformly random subset of `context_count` candidates (B, N) per sample, sorted: (B, Kc)."""
-        n = candidates.shape[1]
-        words = keyed.words(f"mask.trim.{which}", self.seed, g, -(-n // 2))  # two 16-bit scores to a word
-        scores = words.astype(np.uint32).view(np.uint16)[:, :n].astype(np.int32)
-        rank = scores * n + np.arange(n, dtype=np.int32) if n < 32768 else scores.astype(np.int64) * n + np.arange(n)
-        rank[~candidates] = np.iinfo(rank.dtype).max
-        last = np.partition(rank, self.context_count - 1, axis=1)[:, self.context_count - 1 : self.context_count]
-        return np.nonzero(rank <= last)[1].reshape(len(g), self.context_count)
-
     def _validate(self) -> None:
         height, width = self.grid
         ends = (0.0, 1.0)
@@ -243,7 +208,7 @@ class ReferenceSampler:
                 outside.append(1 - mask)
             for block in contexts:
                 block.append(self._block(ch, cw, [] if self.config.allow_overlap else outside, generator)[0])
-        return Masks([_cut(c, contexts) for c in contexts], [_cut(t, targets) for t in targets])
+        return Masks([cut_to_shortest(c, contexts) for c in contexts], [cut_to_shortest(t, targets) for t in targets])
 
     def block_sizes(self, step: int) -> tuple[int, int, int, int]:
         """Target height, width, context height, width of call number `step`."""
@@ -277,9 +242,3 @@ class ReferenceSampler:
             left -= 1
             if left == 0:  # after 20 tries one target less is kept out of the context: a quirk
                 relaxed, left = relaxed + 1, 20
-
-
-def _cut(rows: list[Tensor], all_rows: list[list[Tensor]]) -> Tensor:
-    """Rows (each of its own length) cut in raster order to the shortest over the whole batch."""
-    shortest = min(len(row) for block in all_rows for row in block)
-    return torch.stack([row[:shortest] for row in rows])

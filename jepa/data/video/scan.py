@@ -1,0 +1,284 @@
+"""Which videos of a list can be used: the engine of `jepa data check`.
+
+Every video is probed and decoded from its first frame to its last, in a process of its own that is stopped when it
+takes too long. What can be said of a file:
+
+    ok        every frame of its index decodes
+    variable  so does this one, but its frames are not shown equally long; times are exact all the same
+    short     too few frames, too few seconds, or shorter than a clip
+    lying     its header claims another length than its packets have
+    slow      it was not done within the time limit
+    broken    anything else, with the reason
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from jepa.config import ClipConfig
+from jepa.data import progress
+from jepa.data.storage import write_atomic
+from jepa.data.video.choose import load
+from jepa.data.video.clips import fits
+from jepa.data.video.crew import Crew, Job, Lost
+from jepa.data.video.decode import decode
+from jepa.data.video.probe import Facts, probe
+from jepa.data.video.source import VideoError, is_video, opened, reason
+from jepa.errors import ConfigError, DataError, JepaError
+
+Status = Literal["ok", "variable", "short", "lying", "slow", "broken"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+CLEAN: tuple[Status, ...] = ("ok", "variable")  # what a clean list keeps unless told otherwise
+_HEAD = 400  # bytes that tell a video
+_WINDOW = 64  # files handed in ahead
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """How videos are checked."""
+
+    workers: int = 2  # processes
+    limit: float = 120.0  # seconds for one file
+    decode: Literal["all", "ends"] = "all"  # every frame, or only the first and the last ones (much faster)
+    min_frames: int = 1  # fewer are too short
+    min_seconds: float = 0.0  # less is too short
+    clip: ClipConfig | None = None  # a video that this clip does not fit in is too short
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.limit <= 0:
+            raise ConfigError(f"workers={self.workers} must be at least 1 and limit={self.limit:g} above 0")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found out about one file."""
+
+    path: str
+    status: Status  # the worst finding
+    findings: dict[Status, str] = field(default_factory=dict)  # finding -> what it is; empty when all is well
+    kind: str = ""  # of an error: see source.Kind
+    facts: dict[str, Any] = field(default_factory=dict)  # frames, fps, seconds, size, codec, ...; empty if unreadable
+    seconds: float = 0.0  # that the check took
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        return f"{self.status}: {self.path}" + (f": {'; '.join(self.findings.values())}" if self.findings else "")
+
+
+@dataclass
+class Report:
+    """The verdicts of a scan, in the order of its list."""
+
+    verdicts: list[Verdict]
+    config: ScanConfig
+
+    def counts(self) -> dict[str, int]:
+        """Files by finding; a file with two findings counts in both."""
+        found = Counter(f for v in self.verdicts for f in (v.findings or {"ok": ""}))
+        return {status: found[status] for status in STATUSES}
+
+    def clean(self, keep: Sequence[Status] = CLEAN) -> list[str]:
+        """The files whose findings are all among `keep`."""
+        return [v.path for v in self.verdicts if set(v.findings or {"ok": ""}) <= set(keep)]
+
+    def summary(self) -> str:
+        """A few lines for people: counts, then the reasons of what cannot be used, the most frequent first."""
+        counts = self.counts()
+        lines = [f"{len(self.verdicts)} videos: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)]
+        kinds = Counter(v.kind for v in self.verdicts if v.kind)
+        lines += [f"  {count} {kind}" for kind, count in kinds.most_common()]
+        hours = sum(v.facts.get("seconds", 0.0) for v in self.verdicts) / 3600
+        frames = sum(v.facts.get("frames", 0) for v in self.verdicts)
+        return "\n".join([*lines, f"{hours:.2f} hours, {frames} frames"])
+
+    def write_clean(self, path: Path, keep: Sequence[Status] = CLEAN) -> int:
+        """A list of the usable files, one path a line; returns how many."""
+        kept = self.clean(keep)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, "".join(f"{name}\n" for name in kept).encode("utf-8", "surrogateescape"))
+        return len(kept)
+
+    def write_json(self, path: Path) -> None:
+        """Everything, for programs."""
+        values = {
+            "config": asdict(self.config),
+            "counts": self.counts(),
+            "videos": [asdict(v) for v in self.verdicts],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def check(paths: Sequence[Path], config: ScanConfig | None = None, show: bool = False) -> Report:
+    """Check videos.
+
+    Args:
+        show: a progress bar, if there is a terminal.
+
+    Raises:
+        ConfigError: PyAV is not installed.
+        TrainingError: worker processes do not start.
+    """
+    wanted = config or ScanConfig()
+    found: dict[int, Verdict] = {}
+    with progress.bar("videos", len(paths), 0, show, doing="checking") as advance:
+        for number, verdict in scan(paths, wanted):
+            found[number] = verdict
+            advance(1)
+    return Report([found[i] for i in range(len(paths))], wanted)
+
+
+def scan(paths: Sequence[Path], config: ScanConfig | None = None) -> Iterator[tuple[int, Verdict]]:
+    """Verdicts as they come, each with its file's place in the list."""
+    wanted = config or ScanConfig()
+    names = iter(enumerate(paths))
+    with Crew(_Check(wanted), min(wanted.workers, max(1, len(paths))), wanted.limit) as crew:
+        while True:
+            while len(crew) < _WINDOW and (item := next(names, None)) is not None:
+                crew.put(item[0], item[1])
+            if not len(crew):
+                return
+            number, result = crew.get()
+            yield number, _verdict(paths[number], result, wanted)
+
+
+def find_videos(place: Path) -> list[Path]:
+    """The videos of a folder (all levels), by content, sorted; or those that a text file lists, one path a line.
+
+    Files with another content are left out, unless their name says that they are videos: then they are broken.
+
+    Raises:
+        DataError: no such file or folder, or no video in it.
+    """
+    if place.is_dir():
+        found = [p for p in sorted(place.rglob("*")) if p.is_file() and _looks_like_video(p)]
+        if not found:
+            raise DataError(f"{place} holds no videos, on no level")
+        return found
+    if not place.exists():
+        raise DataError(f"{place} does not exist: give a folder of videos, a video, or a list of paths")
+    if _looks_like_video(place):
+        return [place]
+    try:
+        lines = place.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"{place} cannot be read: {error.strerror or error}") from None
+    if "\0" in "".join(lines):
+        raise DataError(f"{place} is neither a video nor a list of paths")
+    listed = [place.parent / line.strip() for line in lines if line.strip()]
+    if not listed:
+        raise DataError(f"{place} lists no videos")
+    return listed
+
+
+_NAMES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv", ".wmv"})
+
+
+def _looks_like_video(path: Path) -> bool:
+    if path.suffix.lower() in _NAMES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return is_video(file.read(_HEAD))
+    except OSError:
+        return False
+
+
+class _Check(Job):
+    """The worker's side."""
+
+    def __init__(self, config: ScanConfig) -> None:
+        self.config = config
+
+    def run(self, task: Path) -> tuple[Facts, int, float]:
+        """The facts, the size in bytes and the seconds it took.
+
+        Raises:
+            VideoError: it cannot be used, or a part of it does not decode.
+        """
+        start = time.perf_counter()
+        try:
+            facts = probe(task, strict=True)
+            _decode(task, facts, self.config.decode)
+            return facts, task.stat().st_size, time.perf_counter() - start
+        except OSError as error:
+            raise VideoError(f"it cannot be read: {error.strerror or error}", "missing") from None
+
+
+def _decode(path: Path, facts: Facts, which: Literal["all", "ends"]) -> None:
+    """Raise a VideoError unless all frames of the index, or the first and the last, come out of the decoder whole."""
+    if which == "ends":
+        decode(path, np.unique([0, len(facts) - 1]), backend=load("pyav"), facts=facts)
+        return
+    with opened(path) as container:
+        stream = next(s for s in container.streams.video if s.index == facts.stream)
+        context = stream.codec_context
+        context.thread_count = 1
+        context.options = {"err_detect": "explode"}  # or damage is painted over
+        left, last = set(facts.timeline.ticks.tolist()), int(facts.timeline.ticks[0])
+        try:
+            for packet in container.demux(stream):
+                for frame in context.decode(packet if packet.size else None):
+                    last = last if frame.pts is None else frame.pts
+                    if not frame.is_corrupt:
+                        left.discard(last)
+        except (ArithmeticError, OSError, ValueError) as error:
+            raise VideoError(f"damaged after {_seconds(facts, last)}: {reason(error)}") from None
+        if left:
+            where = _seconds(facts, min(left))
+            raise VideoError(f"{len(left)} of its {len(facts)} frames cannot be decoded, the first one at {where}")
+
+
+def _seconds(facts: Facts, tick: int) -> str:
+    return f"{float((tick - int(facts.timeline.ticks[0])) * facts.timeline.base):.2f} s"
+
+
+def _verdict(path: Path, result: Any, config: ScanConfig) -> Verdict:
+    """What a worker's answer means."""
+    name = str(path)
+    if isinstance(result, Lost):
+        status: Status = "slow" if result.kind == "slow" else "broken"
+        return Verdict(name, status, {status: result.reason}, result.kind, seconds=result.seconds)
+    if isinstance(result, JepaError):
+        kind = result.kind if isinstance(result, VideoError) else ""
+        if not kind:
+            raise result  # not this file's fault
+        status = "lying" if kind == "lying" else "broken"
+        return Verdict(name, status, {status: str(result)}, kind)
+    facts, size, seconds = result
+    findings = _findings(facts, config)
+    status = max(findings, key=STATUSES.index) if findings else "ok"
+    return Verdict(name, status, findings, "", _plain(facts, size), seconds)
+
+
+def _findings(facts: Facts, config: ScanConfig) -> dict[Status, str]:
+    line = facts.timeline
+    found: dict[Status, str] = {}
+    if line.variable:
+        gaps = np.diff(line.times)
+        found["variable"] = f"frames are shown for {1e3 * gaps.min():.1f} to {1e3 * gaps.max():.1f} ms"
+    has = f"it has {len(facts)} frames in {line.duration:.2f} s"
+    if len(facts) < config.min_frames or line.duration < config.min_seconds:
+        found["short"] = f"{has}, asked for are {config.min_frames} frames and {config.min_seconds:g} s"
+    elif config.clip is not None and not fits(config.clip, line):
+        found["short"] = f"{has}, a clip does not fit in"
+    return found
+
+
+def _plain(facts: Facts, size: int) -> dict[str, Any]:
+    line = facts.timeline
+    keys = np.diff(np.append(facts.keys, len(facts)))
+    return {
+        "frames": len(facts), "fps": line.fps, "seconds": line.duration, "height": facts.height, "width": facts.width,
+        "rotation": facts.rotation, "codec": facts.codec, "container": facts.container,
+        "pixel_format": facts.pixel_format, "key_interval": int(keys.max()) if len(keys) else len(facts), "bytes": size,
+    }  # fmt: skip

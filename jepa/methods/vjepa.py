@@ -1,0 +1,136 @@
+"""V-JEPA and V-JEPA 2: predict the embeddings of masked space-time blocks of a clip from its visible tokens.
+
+Bardes et al., "Revisiting feature prediction for learning visual representations from video", arXiv 2404.08471;
+Assran et al., "V-JEPA 2: self-supervised video models enable understanding, prediction and planning",
+arXiv 2506.09985.
+
+    jepa train vjepa2-vit-l16 data.path=data/k710
+
+loss = mean over mask specs i of  mean |predictor(encoder(x, visible_i), masked_i) - layer_norm(target(x))[masked_i]|
+target <- m * target + (1 - m) * encoder     (equation 1 of both papers; an L1 distance, as published)
+
+The two differ in settings: V-JEPA 2 has rotary positions and one mask token per source (`mask_token: source`), V-JEPA
+a sine-cosine table (`position.kind: sincos`) and one mask token per mask spec (`mask_token: mask`). Images go through
+the same model, each repeated to one tubelet.
+
+Shapes: B batch, T frames, H W image, N tokens, Kc_i and Kt_i visible and masked tokens of spec i, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa import ema, losses, masks
+from jepa.data import Batch
+from jepa.errors import ConfigError
+from jepa.methods.base import Method, Output, Schedule, kind_of
+from jepa.nn.attention import unpack
+from jepa.nn.positions import PositionConfig
+from jepa.nn.tokens import gather_packed
+from jepa.nn.video import VideoEncoderConfig, VideoTransformer
+from jepa.nn.video_predictor import VideoPredictor, VideoPredictorConfig
+
+
+@dataclass(frozen=True)
+class VJEPAConfig:
+    """V-JEPA's own settings; the defaults are those of V-JEPA 2."""
+
+    encoder: VideoEncoderConfig = field(default_factory=VideoEncoderConfig)  # context and target encoder
+    predictor: VideoPredictorConfig = field(default_factory=VideoPredictorConfig)  # visible to masked tokens
+    position: PositionConfig = field(default_factory=PositionConfig)  # how tokens know where they are, in both
+    masks: masks.VideoMasksConfig = field(default_factory=masks.VideoMasksConfig)  # which tokens are masked
+    mask_token: Literal["source", "mask"] = "source"  # the predictor's mask token goes by source, or by mask spec
+    ema: tuple[float, float] = (0.99925, 0.99925)  # target encoder's momentum, from the first to the last step
+    loss: Literal["l1", "smooth_l1", "l2"] = "l1"  # distance of embeddings; l2 is half the squared one, as official
+
+    def __post_init__(self) -> None:
+        if not all(0 <= m <= 1 for m in self.ema):
+            raise ConfigError(f"ema: got {list(self.ema)}, allowed: two numbers between 0 and 1")
+
+
+class VJEPA(Method):
+    """Context encoder, EMA target encoder, predictor."""
+
+    Config = VJEPAConfig
+    config: VJEPAConfig
+    inputs = ("clip", "image")
+
+    def __init__(self, config: VJEPAConfig, size: tuple[int, ...]) -> None:
+        super().__init__(config, size)
+        self.encoder = VideoTransformer(config.encoder, size, config.position)
+        heads = config.encoder.resolved()[2]
+        self.predictor = VideoPredictor(config.predictor, self.encoder.width, heads, self.encoder.grid, config.position)
+        self.target = ema.teacher(self.encoder)
+        self.expect([kind_of(size)])
+
+    def train(self, mode: bool = True) -> VJEPA:
+        """As in torch, except that the teacher stays in eval mode."""
+        super().train(mode)
+        self.target.eval()
+        return self
+
+    def expect(self, kinds: Sequence[str]) -> None:
+        """Freezes the mask tokens that no source or mask spec uses."""
+        specs = [len(self.config.masks.of(kind)) for kind in kinds]
+        self.predictor.use_tokens(i for source, count in enumerate(specs) for i in self._mask_tokens(source, count))
+
+    def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
+        size = size or self.size
+        return masks.make_video_sampler(self.config.masks, self.encoder.grid_of(size), seed, kind_of(size))
+
+    def schedule(self, step: int, total_steps: float) -> dict[str, float]:
+        return {"momentum": ema.momentum(step, total_steps, *self.config.ema)}
+
+    def forward(self, x: Tensor, masks: masks.Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
+        assert masks is not None, "V-JEPA needs masks, got None"
+        targets = self.targets(x, masks)
+        predicted = self.predict(x, masks, batch.source if batch is not None else 0)
+        loss = self._distance(predicted, targets)
+        with torch.no_grad():  # what always answering the batch mean would cost: a loss near it has learned nothing
+            means = [t.mean(dim=(0, 1), keepdim=True).expand_as(t) for t in targets]
+            baseline = self._distance(means, targets)
+        return Output(loss, {"loss": loss.detach(), "loss_of_mean": baseline})
+
+    @torch.no_grad()
+    def targets(self, x: Tensor, masks: masks.Masks) -> list[Tensor]:
+        """Normalised teacher embeddings of the masked tokens: (B, Kt_i, D) per mask spec."""
+        tokens = self.target(x)  # (B, N, D): the teacher sees the whole clip
+        # the norm is per token, so gathering first gives the same values
+        rows = losses.normalise_targets(gather_packed(tokens, masks.target))
+        return unpack(rows, masks.target)
+
+    def predict(self, x: Tensor, masks: masks.Masks, source: int = 0) -> list[Tensor]:
+        """Predicted embeddings of the masked tokens: (B, Kt_i, D) per mask spec."""
+        visible = self.encoder(x, masks.context)  # (B, Kc_i, D) per spec, all in one pass
+        grid = self.encoder.grid_of(x.shape[2:])
+        predicted: list[Tensor] = self.predictor(visible, masks, grid, self._mask_tokens(source, len(visible)))
+        return predicted
+
+    def after_step(self, values: dict[str, float]) -> None:
+        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"])
+
+    def encode(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.target(x)
+        return tokens
+
+    def encode_levels(self, x: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """Normalised tokens (B, N, D) after each of these blocks (0-based, ascending) of the encoder that is probed."""
+        assert isinstance(self.target, VideoTransformer)
+        return self.target.levels(x, after)
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"context": self.encoder, "target": self.target}
+
+    def _distance(self, predicted: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """Mean over mask specs of each spec's mean."""
+        each = [losses.power_loss(p, t, self.config.loss) for p, t in zip(predicted, targets, strict=True)]
+        return torch.stack(each).mean()
+
+    def _mask_tokens(self, source: int, specs: int) -> list[int]:
+        """Which mask token each of so many mask specs of a source uses."""
+        return [source if self.config.mask_token == "source" else i for i in range(specs)]
