@@ -218,10 +218,15 @@ def stop_by_dropping(made: Any) -> None:
 
 
 def stop_by_ctrl_c(made: Any) -> None:
+    # a process that a shell starts in the background ignores Ctrl-C, and its tests would wait for ever
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        for _ in made:
-            time.sleep(0.01)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for _ in made:
+                time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def stop_by_closing(made: Any) -> None:
