@@ -14,7 +14,7 @@ TESTS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check format docs clean
+.PHONY: help install demo test check mutants format docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +43,9 @@ check: install ## format, lint, types
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
 	@$(RUN) mypy
+
+mutants: install ## mistakes that the suite must notice, one by one; ONLY=rope picks some, FRESH=1 forgets what was done
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh)
 
 format: install ## put the format right
 	@$(RUN) ruff format .

@@ -6,27 +6,26 @@ user can act on into one message and exit code 2; anything else is a bug and kee
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import jepa
+from jepa import options
+from jepa.cli_bench import bench_app
 from jepa.errors import ConfigError, JepaError
-from jepa.terminal import print_facts, print_figures, print_json, print_table, say
+from jepa.options import Json, Overrides, settings_of
+from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
 
 if TYPE_CHECKING:
     from jepa.config import Duration, RunConfig
 
-T = TypeVar("T")
 # as help lists them: in the order of the job
-VERBS = ("demo", "data", "train", "probe", "report", "inspect", "import", "doctor", "bench")
+VERBS = ("demo", "data", "train", "probe", "extract", "report", "show", "inspect", "import", "doctor", "bench")
 
 
 class _InOrder(TyperGroup):
@@ -46,17 +45,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Build a data set from a recipe, or look at one.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file, as section.key=value."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-# the machine's limits, not bugs: no space, no permission, read-only, over quota, too many open files
-SURROUNDINGS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the fastest here.")]
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
 MAIN, LOOK, TOOLS = "The main job", "Checkpoints", "This machine"
 
@@ -84,7 +74,7 @@ def data_build(
     recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file or the name of a shipped one (digits).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the data set to.")],
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(help="Processes that encode images; 0: this one.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that encode images or look through tars; 0: this one.")] = 0,
 ) -> None:
     """Turn what a recipe names into shards and a manifest. Run again after an interruption to go on."""
     from jepa.data.build import build
@@ -113,15 +103,28 @@ def data_show(
 
 @data_app.command("check")
 def data_check(
-    place: Annotated[Path, typer.Argument(help="A folder of videos, one video, or a file that lists them.")],
+    place: Annotated[
+        Path, typer.Argument(help="A built data set, a folder of videos, one, or a file that lists them.")
+    ],
     overrides: Overrides = None,
     clean: Annotated[Path | None, typer.Option(help="Write the list of usable videos here.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything that was found here, as JSON.")] = None,
 ) -> None:
-    """Decode every video, in processes that may be killed: broken, slow, too short, of varying rate, lying ones."""
+    """Decode every video, in processes that may be killed: broken, slow, too short, of varying rate, lying ones.
+
+    Of a data set made by `jepa data build`, every sample: videos, images, and their label maps.
+    """
+    from jepa.data import checkup
     from jepa.data.video import scan
 
-    found = scan.check(scan.find_videos(place), _settings(scan.ScanConfig, overrides), show=True)
+    settings, built = settings_of(scan.ScanConfig, overrides), (place / "manifest.json").is_file()
+    if built and clean is not None:
+        raise ConfigError("--clean lists files of videos; a built data set is mended by building it again")
+    found = (
+        checkup.check_built(place, settings, show=True)
+        if built
+        else scan.check(scan.find_videos(place), settings, show=True)
+    )
     for verdict in found.verdicts:
         if verdict.status != "ok":
             typer.echo(verdict.line)
@@ -199,7 +202,7 @@ def _duration(text: str) -> Duration:
 
 @app.command(rich_help_panel=MAIN)
 def probe(
-    run: Annotated[Path, typer.Argument(help="A run folder or a checkpoint.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or features made by `jepa extract`.")],
     suite: Annotated[str, typer.Option(help="A suite: a YAML file or the name of a shipped one (digits, imagenet).")],
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="Where encoders run: auto, cpu, cuda, mps.")] = "auto",
@@ -217,6 +220,46 @@ def probe(
 
 
 @app.command(rich_help_panel=MAIN)
+def extract(
+    run: Annotated[Path, typer.Argument(help="A run folder or a checkpoint.")],
+    data: Annotated[Path, typer.Argument(help="A folder made by `jepa data build`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the features to.")],
+    which: options.Which = None,
+    tokens: options.Tokens = False,
+    layers: options.Layers = "",
+    splits: options.Splits = "",
+    dtype: options.Dtype = "fp16",
+    precision: options.Precision = "fp32",
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    stride: options.Stride = None,
+    duration: options.Span = None,
+    short: options.Short = None,
+    clips: options.Clips = 1,
+    views: options.Views = None,
+    batch: options.Batch = 64,
+    workers: options.Workers = 0,
+    device: Annotated[str, typer.Option(help="Where the encoder runs: auto, cpu, cuda, mps.")] = "auto",
+    shard_samples: options.ShardSamples = 1024,
+    shard_bytes: options.ShardBytes = 300_000_000,
+    shard_of: options.ShardOf = None,
+) -> None:
+    """Write the frozen encoder's features to shards that every probe reads. Run again to go on."""
+    from jepa import config
+    from jepa.extract import ExtractConfig
+    from jepa.extract import extract as run_extract
+
+    given = {
+        "which": which, "tokens": tokens, "layers": options.numbers(layers, "--layers"), "dtype": dtype,
+        "splits": [name for name in splits.split(",") if name], "precision": precision, "frames": frames, "fps": fps,
+        "stride": stride, "duration": duration, "short": short, "clips": clips, "views": views or [], "batch": batch,
+        "workers": workers, "shard_samples": shard_samples, "shard_bytes": shard_bytes,
+    }  # fmt: skip
+    wanted = config.build(ExtractConfig, given)
+    typer.echo(run_extract(run, data, out, wanted, device=device, share=options.share(shard_of)).summary())
+
+
+@app.command(rich_help_panel=MAIN)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: RUN/report.html.")] = None,
@@ -226,6 +269,20 @@ def report(
     from jepa.report import build_report
 
     typer.echo(build_report(runs, out, device))
+
+
+@app.command(rich_help_panel=MAIN)
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    overrides: Overrides = None,
+    what: Annotated[list[str] | None, typer.Option(help="masks, pca, attention, neighbours; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: RUN/pictures.")] = None,
+) -> None:
+    """Draw what the encoder sees as PNG and GIF. Settings: data, split, samples, layer, query, foreground, device."""
+    from jepa.report import sheets
+
+    done = sheets.save_pictures(run, out or run / "pictures", what or (), settings_of(sheets.Settings, overrides))
+    typer.echo("\n".join([*map(str, done.paths), *(f"no {k}: {reason}" for k, reason in done.left_out.items())]))
 
 
 @app.command(rich_help_panel=MAIN)
@@ -288,48 +345,10 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@bench_app.command("step")
-def bench_step(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
-    """A training step against the best matrix product of this machine."""
-    from jepa.bench import step
-
-    print_figures(step.bench_step(_settings(step.StepSettings, overrides), device), as_json)
-
-
-@bench_app.command("data")
-def bench_data(overrides: Overrides = None, as_json: Json = False) -> None:
-    """Reading, decoding and cropping against the bare decoders; opening and resuming."""
-    from jepa.bench import data
-
-    print_figures(data.bench_data(_settings(data.DataSettings, overrides)), as_json)
-
-
-@bench_app.command("decode")
-def bench_decode(overrides: Overrides = None, as_json: Json = False) -> None:
-    """Decoding clips: the libraries against each other, and the pool against the bare decoder."""
-    from jepa.bench import decode
-
-    print_figures(decode.bench_decode(_settings(decode.DecodeSettings, overrides)), as_json)
-
-
-@bench_app.command("masks")
-def bench_masks(overrides: Overrides = None, as_json: Json = False) -> None:
-    """Drawing the masks of a batch."""
-    from jepa.bench import masks
-
-    print_figures(masks.bench_masks(_settings(masks.MasksSettings, overrides)), as_json)
-
-
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 
-# --- settings and errors ------------------------------------------------------------------------------------------
-
-
-def _settings(cls: type[T], overrides: list[str] | None) -> T:
-    from jepa import config
-
-    return config.build(cls, config.override({}, overrides or []))
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -337,41 +356,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(args=arguments, prog_name="jepa")
     except SystemExit as stop:
-        return _flushed(stop.code if isinstance(stop.code, int) else 0)
+        return flushed(stop.code if isinstance(stop.code, int) else 0)
     except JepaError as error:
         say("error:", str(error))
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        return _unexpected(error)
-    return _flushed(0)
-
-
-def _flushed(code: int) -> int:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # `jepa inspect … | head`: the reader has gone, and that is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
-
-
-def _unexpected(error: Exception) -> int:
-    from jepa.doctor import advice_for
-
-    advice = advice_for(error)
-    if advice:
-        say("error:", f"{error}\n{advice}")
-        return 2
-    if type(error).__name__ == "OutOfMemoryError":
-        say("error:", f"{error}\nLower train.micro_batch, or set train.activation_checkpointing=true")
-        return 2
-    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
-        say("error:", f"{error.strerror}: {error.filename}" if error.filename else str(error))
-        return 2
-    traceback.print_exception(error)
-    say(
-        "This is a bug in jepa, not in what you gave it.",
-        "Please report the traceback above with the command and the output of `jepa doctor`.",
-    )
-    return 1
+        return unexpected(error)
+    return flushed(0)

@@ -8,19 +8,17 @@ a wrong type an error that says what was given and what is allowed.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 
 from jepa import resources
 from jepa.errors import ConfigError
+from jepa.strict import build, convert, merge, override, read_yaml, unknown_key
 
-T = TypeVar("T")
+MAIN_PHASE = "main"  # the part of a run that the other sections describe
 Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 
 
@@ -110,12 +108,13 @@ class MixConfig(DataConfig):
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay; all values are pure functions of the step."""
+    """AdamW with warm-up and decay; all values are pure functions of the step."""
 
     lr: float = 1e-3  # highest learning rate, reached at the end of the warm-up
     start_lr: float = 2e-4  # learning rate the warm-up starts from
     final_lr: float = 1e-6  # learning rate at the end of the schedule
-    warmup: Duration = field(default_factory=lambda: Duration(epochs=40))  # linear from start_lr to lr, then cosine
+    warmup: Duration = field(default_factory=lambda: Duration(epochs=40))  # linear from start_lr to lr
+    shape: Literal["cosine", "linear", "constant"] = "cosine"  # from lr to final_lr after the warm-up; constant: stays
     weight_decay: float = 0.04  # at the start; of matrices only, not of biases and norms
     final_weight_decay: float = 0.4  # at the end of the schedule, reached along a cosine
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's running averages of gradient and square
@@ -125,15 +124,32 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """Skips steps whose loss jumps: neither weights nor teacher move, the samples count as seen."""
+
+    std: float = 5.0  # a loss above mean + so many standard deviations of the window is a jump
+    window: int = 300  # losses looked back at, of steps that were taken; until there are so many, none is skipped
+    patience: int = 10  # the run stops when so many steps in a row are skipped
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < float("inf") or self.window < 2 or self.patience < 1:
+            raise ConfigError(
+                f"std={self.std:g} must be above 0, window={self.window} at least 2 and patience={self.patience} at "
+                "least 1"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The loop: batch, length, precision, what is written and when."""
 
     batch: int = 2048  # global batch, over all ranks
     micro_batch: int | None = None  # most samples per rank at once; accumulation is derived from it
-    duration: Duration = field(default_factory=lambda: Duration(epochs=300))  # length of the training
+    duration: Duration = field(default_factory=lambda: Duration(epochs=300))  # length of the training's main part
     precision: Precision = "auto"  # bf16 where the hardware multiplies in it, else fp32
     compile: bool = False  # torch.compile the method
     activation_checkpointing: bool = False  # less memory for more work: blocks are run again in backward
+    guard: GuardConfig | None = None  # skips steps whose loss jumps; null: off
     checkpoint_every: Duration = field(default_factory=lambda: Duration(epochs=1))  # also at the end
     keep: int = 2  # newest checkpoints kept; 0 keeps all
     keep_every: Duration | None = None  # checkpoints at multiples of this are kept for good
@@ -154,6 +170,18 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class PhaseConfig:
+    """A further part of the run, after the main one. Its sections hold only what differs from the main part's."""
+
+    duration: Duration  # its length
+    data: dict[str, Any] = field(default_factory=dict)  # sizes and crops, e.g. image_size, clip
+    mix: dict[str, dict[str, Any]] = field(default_factory=dict)  # the same for further sources; also batch, weight
+    method: dict[str, Any] | None = None  # what the method reads anew in each step; if given, its schedules begin anew
+    optim: dict[str, Any] | None = None  # if given, new rates from where those before end; null: they go on
+    train: dict[str, Any] = field(default_factory=dict)  # batch, micro_batch, activation_checkpointing
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run."""
 
@@ -165,173 +193,14 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)  # AdamW and its schedules
     train: TrainConfig = field(default_factory=TrainConfig)  # the loop
     monitor: MonitorConfig = field(default_factory=MonitorConfig)  # health while training
+    phases: dict[str, PhaseConfig | None] = field(default_factory=dict)  # what follows the main part; null: left out
+
+    def __post_init__(self) -> None:
+        if MAIN_PHASE in self.phases:
+            raise ConfigError(f"phases.{MAIN_PHASE}: this name is the main part's; choose another")
 
 
-# --- strict construction ------------------------------------------------------------------------------------------
-
-
-def build(cls: type[T], values: Any, where: str = "") -> T:
-    """A dataclass from nested plain values, every key known and every value of the declared type.
-
-    Raises:
-        ConfigError: unknown key (nearest one named), missing key, or wrong type, with its dotted place.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {_show(values)}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise ConfigError(unknown_key(f"{where}.{key}" if where else str(key), str(key), list(known)))
-    kwargs = {k: convert(v, hints[k], f"{where}.{k}" if where else k) for k, v in values.items()}
-    missing = [
-        n
-        for n, f in known.items()
-        if n not in kwargs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{where or cls.__name__}: missing required key(s): {', '.join(missing)}")
-    try:
-        return cls(**kwargs)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
-
-
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """One value to its declared type; see `build`."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        errors = []
-        for option in (a for a in args if a is not type(None)):
-            try:
-                return convert(value, option, where)
-            except ConfigError as error:
-                errors.append(str(error))
-        raise ConfigError(errors[0])
-    if origin is Literal:
-        if value not in args or isinstance(value, bool) != any(a is value for a in args if isinstance(a, bool)):
-            allowed = ", ".join(map(repr, args))
-            near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
-            hint_text = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: got {_show(value)}, allowed: {allowed}.{hint_text}")
-        return value
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
-    if origin is tuple:
-        return _tuple(value, args, where)
-    if origin is list:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {_show(value)}")
-        return [convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value)]
-    if origin is dict or hint is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a mapping, got {_show(value)}")
-        inner = args[1] if args else Any
-        return {str(k): convert(v, inner, f"{where}.{k}") for k, v in value.items()}
-    return _scalar(value, hint, where)
-
-
-def _tuple(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    if len(args) == 2 and args[1] is Ellipsis:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {_show(value)}")
-        return tuple(convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if set(args) == {int} and isinstance(value, int) and not isinstance(value, bool):
-        return (value,) * len(args)  # one number for a square
-    if not isinstance(value, list | tuple) or len(value) != len(args):
-        raise ConfigError(f"{where}: expected a list of {len(args)} values, got {_show(value)}")
-    return tuple(convert(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, args, strict=True)))
-
-
-def _scalar(value: Any, hint: Any, where: str) -> Any:
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if hint is bool or isinstance(value, bool):
-        ok = hint is bool and isinstance(value, bool)
-    else:
-        ok = isinstance(value, hint)
-    if not ok:
-        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {_show(value)}")
-    return value
-
-
-def _show(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
-
-
-def unknown_key(where: str, key: str, known: list[str]) -> str:
-    """The message for a key that does not exist, naming the nearest valid one."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {where!r}.{hint} Valid keys here: {', '.join(sorted(known))}"
-
-
-# --- files, inheritance, overrides --------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice in one mapping (plain YAML keeps the last in silence)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be plain text, got {key!r}")
-            if key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, safely loaded; errors name the file and line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, _Loader)  # _Loader is a SafeLoader
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply to be a configuration") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, got {type(values).__name__}")
-    return values
-
-
-def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`top` over `base`: mappings merge key by key, everything else (lists too) replaces."""
-    out = dict(base)
-    for key, value in top.items():
-        old = out.get(key)
-        if key == "*":  # in an overlay: every entry that is there
-            out = {k: merge(v, value) for k, v in out.items()}
-        elif isinstance(old, dict) and isinstance(value, dict) and not (_is_duration(old) and _is_duration(value)):
-            out[key] = merge(old, value)
-        else:
-            out[key] = merge({}, value) if isinstance(value, dict) and "*" in value else value
-    return out
-
-
-def _is_duration(value: dict[str, Any]) -> bool:
-    # {steps: 10} over {epochs: 300} must replace it: together they would be two durations
-    return bool(value) and set(value) <= {"steps", "epochs", "samples"}
+# --- files, inheritance -----------------------------------------------------------------------------------------------
 
 
 def read(path: Path, kind: str = "configs", overlays: list[str] | None = None) -> dict[str, Any]:
@@ -346,24 +215,6 @@ def read(path: Path, kind: str = "configs", overlays: list[str] | None = None) -
         values = merge(base, values)
     for overlay in overlays or []:
         values = merge(values, read_yaml(resources.find(kind, overlay)))
-    return values
-
-
-def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """Apply ``a.b.c=value`` assignments (values parsed as YAML) to nested plain values."""
-    for assignment in assignments:
-        name, sign, text = assignment.partition("=")
-        if not sign or not name.strip():
-            raise ConfigError(f"cannot read override {assignment!r}: write key.subkey=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"cannot read the value of override {assignment!r}: {error}") from None
-        *parents, last = name.strip().split(".")
-        change: dict[str, Any] = {last: value}
-        for part in reversed(parents):
-            change = {part: change}
-        values = merge(values, change)
     return values
 
 
@@ -398,3 +249,10 @@ def to_dict(config: Any) -> Any:
 def to_yaml(config: Any) -> str:
     """The configuration as YAML text that `load` reads back to an equal object."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+__all__ = [
+    "MAIN_PHASE", "ClipConfig", "DataConfig", "Duration", "GuardConfig", "MixConfig", "MonitorConfig", "OptimConfig",
+    "PhaseConfig", "RunConfig", "TrainConfig", "build", "convert", "load", "merge", "override", "read", "read_yaml",
+    "to_dict", "to_yaml", "unknown_key",
+]  # fmt: skip

@@ -25,6 +25,8 @@ _DRAWS = 2  # block sizes differ from step to step, so a few steps are counted
 def step_flops(config: RunConfig) -> float | None:
     """Operations of one optimiser step on the whole batch, forward and backward, mean over a few steps' masks.
 
+    Of a run of several phases: of the main one; give the configuration in force for another (see jepa.phases).
+
     None when the method cannot run on the meta device (it looks at values while it computes).
     """
     with torch.device("meta"):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def momentum(step: int, total_steps: float, start: float, end: float) -> float:
@@ -15,7 +18,7 @@ def momentum(step: int, total_steps: float, start: float, end: float) -> float:
     return start + share * (end - start)
 
 
-def teacher(student: nn.Module) -> nn.Module:
+def teacher(student: M) -> M:
     """A copy of `student` that takes no gradients and stays in eval mode."""
     target = copy.deepcopy(student)
     target.requires_grad_(False)
@@ -23,6 +26,15 @@ def teacher(student: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float) -> None:
-    """target = momentum * target + (1 - momentum) * online, in place, in one fused pass over all parameters."""
-    torch._foreach_lerp_(list(target), [p.detach() for p in online], 1.0 - momentum)
+def update(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float, keep: Tensor | None = None) -> None:
+    """target = momentum * target + (1 - momentum) * online, in place, in one fused pass over all parameters.
+
+    keep: 0-d on the device; at 0 nothing changes, at 1 the result is bit-equal to that without it.
+    """
+    targets, weight = list(target), 1.0 - momentum
+    sources = [p.detach() for p in online]
+    if keep is None:
+        torch._foreach_lerp_(targets, sources, weight)
+    else:
+        by_type = {dtype: keep.to(dtype) * weight for dtype in {t.dtype for t in targets}}
+        torch._foreach_lerp_(targets, sources, [by_type[t.dtype] for t in targets])

@@ -1,23 +1,20 @@
-"""Around the loop: checking a run before anything starts, taking its folder, and starting accelerate."""
+"""Around the loop: taking the run folder, starting accelerate, building the method."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -28,13 +25,13 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from jepa import checkpoint, cost, environment, optim, rundir
-from jepa.config import RunConfig
-from jepa.data import TrainData, mix
-from jepa.errors import CheckpointError, ConfigError, TrainingError
+from jepa import checkpoint, environment, optim, phases, rundir
+from jepa.config import MAIN_PHASE, Duration, RunConfig, to_dict
+from jepa.errors import CheckpointError, ConfigError, JepaError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
 from jepa.nn.memory import keep_freed_memory
+from jepa.prepare import Plan, Stage, validate
 
 T = TypeVar("T")
 # Longer than the slowest checkpoint or health check of rank 0, during which the others wait in a collective.
@@ -47,141 +44,19 @@ class HealthCheck(Protocol):
     def run(self, method: base.Method, step: int) -> tuple[dict[str, float], list[str]]: ...
 
 
-# --- before anything starts ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Plan:
-    """A validated run on this many processes. All lengths are in optimiser steps; 0 means never."""
+class Result:
+    """How a run ended."""
 
-    config: RunConfig  # resolved
-    rank: int
-    world: int
-    precision: environment.Resolved
-    sources: tuple[mix.Stream, ...]  # the main one first
+    run_dir: Path
+    step: int  # optimiser steps done
     total_steps: int
-    schedules: optim.Schedules
-    checkpoint_every: int
-    keep_every: int
-    monitor_every: int
-    step_flops: float | None  # operations of one step over all processes, where they can be counted
+    checkpoint: Path  # the newest one
 
     @property
-    def data(self) -> TrainData:
-        """The main source, whose samples are counted in epochs."""
-        return self.sources[0].data
-
-    @property
-    def schedule_steps(self) -> float:
-        """Length that the method's own schedules are laid out over; not rounded, as in I-JEPA."""
-        return self.config.optim.schedule_scale * self.total_steps
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights; autocast lowers that of the maths."""
-        return torch.float64 if self.precision == "fp64" else torch.float32
-
-    def flops(self, steps: int) -> dict[str, float]:
-        """Operations of so many steps as a metric; empty where they cannot be counted."""
-        return {} if self.step_flops is None else {"flops": steps * self.step_flops}
-
-    def due(self, step: int, every: int) -> bool:
-        """Whether something done every so many steps is due after `step` steps; always at the end."""
-        return every > 0 and (step % every == 0 or step == self.total_steps)
-
-    def identity(self) -> dict[str, Any]:
-        """What a continuation is compared with, besides the configuration."""
-        main, *others = (_dataset(source.data) for source in self.sources)
-        same = {"precision": self.precision, "world": self.world, "dataset": main}
-        decoders = {s.name: s.data.decoder for s in self.sources if s.data.decoder is not None}
-        return same | ({"mix": others} if others else {}) | ({"decoders": decoders} if decoders else {})
-
-
-def validate(config: RunConfig) -> Plan:
-    """Check everything that can be checked without a device or a process group.
-
-    Raises:
-        ConfigError: configuration, process count, precision or method that cannot be used.
-        DataError: the data set is missing or damaged.
-    """
-    rank, world = environment.rank_and_world()
-    config = rundir.resolved(config)
-    settings = config.train
-    precision = environment.resolve_precision(settings.precision, environment.device_type())
-    sources = mix.streams(config, world)
-    _check_method(config, sources)
-    _check_trackers(settings.trackers)
-    for name in ("log_every", "threads"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"train.{name}: got {value}, allowed: at least 1")
-    if settings.keep < 0:
-        raise ConfigError(f"train.keep: got {settings.keep}, allowed: 0 (keep all) or more")
-    data = sources[0].data
-
-    def steps(duration: Any) -> int:
-        return int(duration.to_steps(settings.batch, data.size)) if duration is not None else 0
-
-    total = steps(settings.duration)
-    if total < 1:
-        raise ConfigError(f"train.duration={settings.duration} is no step at all; give at least 1 step")
-    return Plan(
-        config=config,
-        rank=rank,
-        world=world,
-        precision=precision,
-        sources=tuple(sources),
-        total_steps=total,
-        schedules=optim.Schedules(config.optim, settings.batch, data.size, total),
-        checkpoint_every=steps(settings.checkpoint_every) or total,
-        keep_every=steps(settings.keep_every),
-        monitor_every=steps(config.monitor.every),
-        step_flops=cost.step_flops(config) if rank == 0 else None,
-    )
-
-
-def _dataset(data: TrainData) -> dict[str, Any]:
-    return {"name": data.manifest.name, "hash": data.manifest.hash, "size": data.size}
-
-
-def _check_method(config: RunConfig, sources: list[mix.Stream]) -> None:
-    cls, _ = base.resolve(config.method)
-    most = max(source.accumulation for source in sources)
-    if cls.couples_samples and most > 1:
-        raise ConfigError(
-            f"method {config.method['name']!r} couples the samples of a batch, so its loss over {most} "
-            f"micro-batches is not that of the batch. Unset train.micro_batch={config.train.micro_batch}, use a "
-            "smaller train.batch, or more processes"
-        )
-    sizes = [source.data.config.size for source in sources]
-    with torch.device("meta"):  # real sizes, no memory
-        method = base.create(config.method, sizes[0])
-    for source, size in zip(sources, sizes, strict=True):
-        if base.kind_of(size) not in cls.inputs:
-            raise ConfigError(
-                f"method {config.method['name']!r} trains on {' and '.join(cls.inputs)}s, {source.name} holds "
-                f"{base.kind_of(size)}s"
-            )
-    method.expect([base.kind_of(size) for size in sizes])
-    optim.param_groups(method)
-    for source, size in zip(sources, sizes, strict=True):
-        sampler = method.sampler(source.seed, size)
-        if sampler is not None:
-            sampler(0, np.arange(2, dtype=np.int64))
-
-
-def _check_trackers(names: tuple[str, ...]) -> None:
-    available = {str(t) for t in get_available_trackers()}
-    for name in names:
-        if name in available:
-            continue
-        known = sorted(str(t) for t in LOGGER_TYPE_TO_CLASS)
-        near = difflib.get_close_matches(name, known, n=1)
-        what = "is not installed" if name in known else f"is not known{f'. Did you mean {near[0]!r}?' if near else ''}"
-        raise ConfigError(
-            f"train.trackers: {name!r} {what}. Usable here: {', '.join(sorted(available)) or 'none'}; [] for none "
-            "(metrics.jsonl is always written)"
-        )
+    def stopped(self) -> bool:
+        """By a signal, before the end."""
+        return self.step < self.total_steps
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------
@@ -222,10 +97,11 @@ def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | s
             f"weights: --init-from {out} with another --out"
         )
     state, old = checkpoint.read_state(found), checkpoint.read_config(out)
-    if extend:
-        old = _extended(plan, old)
-    notes = rundir.check_changes(old, plan.config, state, plan.identity())
     step = int(state["step"])
+    if extend:
+        old = _longer(plan, old, state)
+    old, future = _with_future(plan, old, step)
+    notes = [*rundir.check_changes(old, plan.config, state, plan.identity()), *future]
     rundir.cut_back(out, step if step else -1)  # the health check of step 0 is made again
     where = f"going on from {found.name} of {plan.total_steps} steps"
     if step >= plan.total_steps:
@@ -233,14 +109,80 @@ def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | s
     return Start(found, resumed=True, notes=(*(f"{p}; an older one is used" for p in passed), *notes, where))
 
 
-def _extended(plan: Plan, old: RunConfig) -> RunConfig:
-    before, duration = old.train.duration.to_steps(old.train.batch, plan.data.size), plan.config.train.duration
-    if plan.total_steps <= before:
+def extended(config: RunConfig, out: Path, duration: Duration) -> RunConfig:
+    """The configuration with another length of the part that the run in `out` is in; its last step done says which.
+
+    Raises:
+        ConfigError: that part is no longer in the configuration. CheckpointError: no usable checkpoint.
+    """
+    name = MAIN_PHASE
+    if rundir.has_run(out):
+        name = _part(checkpoint.read_state(checkpoint.find(out, files=(checkpoint.folder.STATE,))[0]))
+    if name not in (MAIN_PHASE, *phases.present(config)):
+        raise ConfigError(f"the run in {out} is in its phase {name!r}, which this configuration does not have")
+    return phases.with_duration(config, name, duration)
+
+
+def _part(state: Mapping[str, Any]) -> str:
+    return str(state.get("phase", MAIN_PHASE))
+
+
+def _longer(plan: Plan, old: RunConfig, state: Mapping[str, Any]) -> RunConfig:
+    """What was saved, with the new length of the part that is extended."""
+    name = _part(state)
+    before, after = (
+        next((p.span.steps for p in phases.layout(c, plan.data.size) if p.name == name), 0) for c in (old, plan.config)
+    )
+    if after <= before:
         raise ConfigError(
-            f"--extend gives the new total length, {plan.total_steps} steps, but the run already has {before}. "
-            "Give a longer one; an extension that was interrupted goes on with --resume"
+            f"--extend gives the new total length{'' if name == MAIN_PHASE else f' of phase {name!r}'}, {after} steps, "
+            f"but the run already has {before}. Give a longer one; an extension that was interrupted goes on with "
+            "--resume"
         )
-    return dataclasses.replace(old, train=dataclasses.replace(old.train, duration=duration))
+    part = plan.config.train if name == MAIN_PHASE else phases.present(plan.config)[name]
+    return phases.with_duration(old, name, part.duration)
+
+
+def _with_future(plan: Plan, old: RunConfig, step: int) -> tuple[RunConfig, list[str]]:
+    """What was saved, with the phases that have not begun as they are now, and sentences about that.
+
+    Steps done are those of a run that had today's phases from the start, because their rates are compared.
+
+    Raises:
+        ConfigError: other phases than those that have begun come first, or rates of steps done would be others.
+    """
+    before, now = (list(to_dict(config.phases).items()) for config in (old, plan.config))
+    if before == now:
+        return old, []
+    begun = [p.name for p in phases.layout(old, plan.data.size) if p.span.start < step and p.name != MAIN_PHASE]
+    names = list(phases.present(plan.config))
+    if names[: len(begun)] != begun:
+        if not set(begun) <= set(names):
+            return old, []  # what is missing is named key by key
+        raise ConfigError(f"phases that have begun stay the first ones, in this order: {', '.join(begun)}")
+    kept = {name: phase for name, phase in old.phases.items() if name in begun}
+    future = {name: phase for name, phase in plan.config.phases.items() if name not in begun}
+    pairs = zip(rates(plan.config, step), rates(dataclasses.replace(plan.config, phases=old.phases), step), strict=True)
+    other = sorted({name for now_values, values in pairs for name in values if now_values[name] != values[name]})
+    if other:
+        raise ConfigError(
+            f"with these phases the {step} steps done would have had another {', '.join(other)}. Give the first phase "
+            "that is added, changed or left out sections optim (for lr, wd) and method (for the method's own values), "
+            "empty ones ({}) will do: they begin schedules of their own, so that those before it stay"
+        )
+    return dataclasses.replace(old, phases=kept | future), ["phases that had not begun are now as given"]
+
+
+def rates(config: RunConfig, steps: int) -> list[dict[str, float]]:
+    """All scheduled values of the first steps of a run."""
+    plan = validate(config)
+    with torch.device("meta"):
+        method = base.create(plan.config.method, plan.config.data.size)
+    found: list[dict[str, float]] = []
+    for stage in plan.stages:
+        method.enter(base.resolve(stage.config.method)[1], stage.config.data.size)
+        found += [stage.values(step, method) for step in range(stage.start, min(stage.stop, steps))]
+    return found
 
 
 # --- accelerate ---------------------------------------------------------------------------------------------------
@@ -316,9 +258,13 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
         CheckpointError: the checkpoint is of another architecture.
     """
     settings = plan.config.train
-    method = checkpoint.create(plan.config).to(plan.dtype).train()
-    method.expect([base.kind_of(source.data.config.size) for source in plan.sources])
-    method.checkpoint_blocks(settings.activation_checkpointing)
+    state: dict[str, Any] = {}
+    if start.resumed and start.checkpoint is not None:
+        state = checkpoint.read_state(start.checkpoint)
+    # of the sizes that the weights to load were last used at: their tables of positions are of those
+    made_for = plan.after(int(state["step"])).config if state else plan.config
+    method = checkpoint.create(made_for).to(plan.dtype).train()
+    method.expect([base.kind_of(source.data.config.size) for source in plan.stages[0].sources])
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)
     if settings.compile:
@@ -329,10 +275,8 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
         wrapped = accelerator.prepare_model(method)
     optimizer = optim.build_optimizer(method, plan.config.optim)
-    state: dict[str, Any] = {}
     if start.resumed and start.checkpoint is not None:
         checkpoint.load_optim(start.checkpoint, method, optimizer)
-        state = checkpoint.read_state(start.checkpoint)
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
     return Built(method, wrapped, optimizer, state)
@@ -345,6 +289,30 @@ def agree(accelerator: Accelerator, value: T) -> T:
     box = [value]
     broadcast_object_list(box)
     return box[0]
+
+
+def introduce(stage: Stage) -> str:
+    """What begins with a phase, in words."""
+    sizes = []
+    for source in stage.sources:
+        size = source.data.config.size
+        kind, shape = base.kind_of(size), "x".join(map(str, size))
+        sizes.append(f"{source.batch} {kind}s of {shape}")
+    steps = stage.stop - stage.start
+    return f"phase {stage.name}: {steps} steps from step {stage.start}, each of {' and '.join(sizes)}"
+
+
+def everywhere(accelerator: Accelerator, main: bool, act: Callable[[], None]) -> None:
+    """Do something on rank 0, and raise on every rank what it could not do."""
+    failure: JepaError | None = None
+    if main:
+        try:
+            act()
+        except JepaError as error:
+            failure = error
+    failure = agree(accelerator, failure)
+    if failure is not None:
+        raise failure
 
 
 # --- small device matters -----------------------------------------------------------------------------------------

@@ -21,13 +21,29 @@ def normalise_levels(tokens: Tensor, levels: int) -> Tensor:
 
 
 def centre_targets(tokens: Tensor, empty: Tensor) -> Tensor:
-    """Teacher tokens (B, N, D) less those of an empty image (1, N, D), then less their mean over the image.
+    """Teacher tokens (B, N, D) less those of an empty image (1, N, D), then less their mean over the image (or clip).
 
     No sample depends on another one. data2vec (arXiv 2202.03555, section 3.2) normalises targets over the sequence
     to the same end; there the variance is set to one too, here the layer norm that follows does that per token.
     """
     tokens = tokens - empty
     return tokens - tokens.mean(dim=1, keepdim=True)
+
+
+def motion_targets(tokens: Tensor, empty: Tensor, steps: int) -> Tensor:
+    """What of teacher tokens (B, N, D) changes over a clip of so many time steps (time first in N).
+
+    Less the answer to an empty clip (1, N, D), then less the mean over time at each place. What is left is divided by
+    its root mean square over the clip and not normalised by token, so that places where nothing moves ask for zero and
+    weigh little; in a clip where less than a hundredth of all variance moves, it is not blown up further. Ours; no
+    sample depends on another one.
+    """
+    content = (tokens - empty).unflatten(1, (steps, -1))  # type: ignore[no-untyped-call]
+    moved = content - content.mean(dim=1, keepdim=True)
+    whole = content - content.mean(dim=(1, 2), keepdim=True)
+    energy, floor = (x.square().mean(dim=(1, 2, 3), keepdim=True) for x in (moved, whole))
+    scaled: Tensor = moved * energy.clamp(min=0.01 * floor + 1e-12).rsqrt()
+    return scaled.flatten(1, 2)
 
 
 def latent_loss(predicted: Tensor, target: Tensor, kind: str = "smooth_l1") -> Tensor:

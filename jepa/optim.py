@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from jepa.config import OptimConfig
 from jepa.errors import ConfigError, TrainingError
 
+Shape = Literal["cosine", "linear", "constant"]
+
 # --- schedules ----------------------------------------------------------------------------------------------------
 
 
-def warmup_cosine(step: int, *, start: float, peak: float, final: float, warmup: int, total: int) -> float:
-    """Linear warm-up from `start` to `peak` over `warmup` steps, then a cosine down to `final` at `total`.
+def warmup_decay(
+    step: int, *, start: float, peak: float, final: float, warmup: int, total: int, shape: Shape = "cosine"
+) -> float:
+    """Linear warm-up from `start` to `peak` over `warmup` steps, then by its shape down to `final` at `total`.
 
     Timing of I-JEPA and V-JEPA: step k (0-based) uses the value at k + 1, so the first step is already above
     `start` and the last one lands on `final`. Past the end the value stays at `final`; it does not rise again.
@@ -28,19 +32,27 @@ def warmup_cosine(step: int, *, start: float, peak: float, final: float, warmup:
     done = step + 1
     if done < warmup:
         return start + done / warmup * (peak - start)
+    if shape == "constant":
+        return peak
     progress = min(1.0, (done - warmup) / max(1, total - warmup))
-    return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    left = 0.5 * (1.0 + math.cos(math.pi * progress)) if shape == "cosine" else 1.0 - progress
+    return final + (peak - final) * left
+
+
+def warmup_cosine(step: int, *, start: float, peak: float, final: float, warmup: int, total: int) -> float:
+    """`warmup_decay` along a cosine."""
+    return warmup_decay(step, start=start, peak=peak, final=final, warmup=warmup, total=total)
 
 
 def cosine(step: int, *, start: float, final: float, total: int) -> float:
-    """Half a cosine from `start` to `final`, with the timing of `warmup_cosine`; `final` may be the larger one."""
+    """Half a cosine from `start` to `final`, with the timing of `warmup_decay`; `final` may be the larger one."""
     progress = min(1.0, (step + 1) / max(1, total))
     return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
 class Schedules:
-    """Learning rate and weight decay of a run, laid out over ``schedule_scale * total_steps`` steps.
+    """Learning rate and weight decay of a run, or of phases that share them, over ``schedule_scale * total_steps``.
 
     Raises:
         ConfigError: a warm-up that never ends, or numbers out of range.
@@ -49,7 +61,7 @@ class Schedules:
     config: OptimConfig
     batch: int  # global batch, turns durations into steps
     dataset_size: int
-    total_steps: int  # of the run
+    total_steps: int  # of the run, or of those phases
 
     def __post_init__(self) -> None:
         _check_ranges(self.config)
@@ -73,7 +85,9 @@ class Schedules:
         """``{"lr": ..., "wd": ...}`` in force at `step` (0-based)."""
         c, total = self.config, self.total
         return {
-            "lr": warmup_cosine(step, start=c.start_lr, peak=c.lr, final=c.final_lr, warmup=self.warmup, total=total),
+            "lr": warmup_decay(
+                step, start=c.start_lr, peak=c.lr, final=c.final_lr, warmup=self.warmup, total=total, shape=c.shape
+            ),
             "wd": cosine(step, start=c.weight_decay, final=c.final_weight_decay, total=total),
         }
 
@@ -190,15 +204,19 @@ def take_step(
     scaler: torch.amp.GradScaler | None = None,
     clip_norm: float | None = None,
     want_norm: bool = False,
+    keep: Tensor | None = None,
 ) -> tuple[bool, Tensor | None]:
     """Clip and step on the accumulated gradients.
 
     Without a scaler nothing is read back from the device. With one (fp16) the loss scale is: a skipped step must
     not move the teacher, and only the host can leave that call out.
 
+    Args:
+        keep: the loss guard's verdict, 0-d on the device: at 0 neither weights nor optimiser state change.
+
     Returns:
-        Whether the step was taken (False: fp16 overflow, gradients thrown away, scale lowered), and the gradient
-        norm before clipping where it was needed or asked for.
+        Whether the step was taken (False: fp16 overflow, gradients thrown away, scale lowered; or skipped by the
+        guard, where the host knows), and the gradient norm before clipping where it was needed or asked for.
 
     Raises:
         TrainingError: fp16 gradients overflow whatever the loss scale.
@@ -210,11 +228,17 @@ def take_step(
         assert norm is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    if scaler is None:
-        optimizer.step()
+    if scaler is None and keep is not None and all(group.get("fused") for group in optimizer.param_groups):
+        _step_where(optimizer, keep)
         return True, norm
+    skipped = keep is not None and not bool(keep)
+    if scaler is None:
+        if not skipped:
+            optimizer.step()
+        return not skipped, norm
     before = scaler.get_scale()
-    scaler.step(optimizer)
+    if not skipped:
+        scaler.step(optimizer)
     scaler.update()
     after = scaler.get_scale()  # lowered by an overflow and by nothing else
     if after < 2.0**-20:
@@ -222,4 +246,13 @@ def take_step(
             f"fp16 gradients overflow at every step (loss scale down to {after:g}): no step is taken any more. "
             "Use train.precision=bf16 or fp32 in a new run, from the last checkpoint with --init-from"
         )
-    return after >= before, norm
+    return after >= before and not skipped, norm
+
+
+def _step_where(optimizer: torch.optim.Optimizer, keep: Tensor) -> None:
+    """Step if `keep` is 1, decided on the device: the fused kernels have a switch for it, which GradScaler uses too."""
+    optimizer.found_inf = 1.0 - keep  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]

@@ -46,6 +46,10 @@ class Window:
         self._step = {}
         self.steps += 1
 
+    def now(self, name: str) -> Tensor:
+        """One value of the step that is going on, so far."""
+        return self._step[name]
+
     def vector(self, *extra: Tensor | float) -> Tensor:
         """All sums and further values as one tensor, to be read (and averaged over ranks) at once."""
         numbers = [
@@ -148,8 +152,9 @@ class Display:
     def line(self, row: Mapping[str, Any]) -> None:
         """Show a line of metrics.jsonl."""
         step = int(row["step"])
+        phase = f"{row['phase']} · " if "phase" in row else ""
         text = (
-            f"loss {row['loss']:.4f} · lr {row['lr']:.2e} · {row['images_per_s']:.1f} images/s · "
+            f"{phase}loss {row['loss']:.4f} · lr {row['lr']:.2e} · {row['images_per_s']:.1f} images/s · "
             f"data wait {row['data_wait']:.0%} · ETA {self._eta(step)}"
         )
         if self._bar is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from jepa.bench.result import Result
+
+# the machine's limits, not bugs: no space, no permission, read-only, over quota, too many open files
+SURROUNDINGS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
 def print_json(value: Any) -> None:
@@ -47,3 +52,37 @@ def say(label: str, message: str) -> None:
     rank = os.environ.get("RANK", "0")
     where = f" [rank {rank}]" if rank != "0" else ""
     typer.echo(f"{typer.style(label, fg='red', bold=True)}{where} {message}", err=True)  # colour only on a terminal
+
+
+def flushed(code: int) -> int:
+    """The exit code, after everything was printed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `jepa inspect … | head`: the reader has gone, and that is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def unexpected(error: Exception) -> int:
+    """Say what an error that nobody expected means; the exit code: 2 where it can be put right, 1 for a bug."""
+    from jepa.doctor import advice_for
+
+    advice = advice_for(error)
+    if advice:
+        say("error:", f"{error}\n{advice}")
+        return 2
+    if type(error).__name__ == "OutOfMemoryError":
+        say(
+            "error:",
+            f"{error}\nLower train.micro_batch or set train.activation_checkpointing=true; jepa extract: lower --batch",
+        )
+        return 2
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+        say("error:", f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        return 2
+    traceback.print_exception(error)
+    say(
+        "This is a bug in jepa, not in what you gave it.",
+        "Please report the traceback above with the command and the output of `jepa doctor`.",
+    )
+    return 1

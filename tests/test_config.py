@@ -146,3 +146,10 @@ def test_yaml_round_trip(seed: int, lr: float, duration: Duration) -> None:
 
 def test_all_three_null_fields_of_a_duration_are_not_written() -> None:
     assert "null" not in config.to_yaml(Duration(steps=3))
+
+
+def test_an_overlay_for_every_entry_leaves_out_what_is_left_out() -> None:
+    base = {"parts": {"a": {"x": 1}, "b": None}, "other": {}}
+    assert config.merge(base, {"parts": {"*": {"x": 2, "deep": {"*": {"y": 3}}}}, "missing": {"*": {"x": 1}}}) == {
+        "parts": {"a": {"x": 2, "deep": {}}, "b": None}, "other": {}, "missing": {},
+    }  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa import config, resources
+from jepa import config, phases, resources
 from jepa.data.build import build
 from jepa.methods import base
 from jepa.train import train
@@ -68,6 +68,22 @@ def test_it_has_the_official_settings(name: str) -> None:
     assert (masks.target_scale, masks.target_ratio, masks.context_scale) == ((0.15, 0.2), (0.75, 1.5), (0.85, 1.0))
 
 
+def test_the_cool_downs_are_the_official_ones() -> None:
+    """Of the cooldown-256px-64f files: 40 epochs of 300 steps, batches over all GPUs."""
+    for name, lr in (("vjepa2-vit-l16", 5.25e-4), ("vjepa2-vit-g16", 5.25e-4), ("vjepa21-vit-gigantic16", 6e-4)):
+        run = phases.in_force(config.load(name), "cooldown")
+        assert run.train.duration.steps == 12_000 and run.train.batch == 3072 and run.data.size == (64, 256, 256)
+        optim = run.optim
+        assert (optim.lr, optim.final_lr, optim.shape, optim.warmup.steps) == (lr, 1e-6, "linear", 0)
+        assert optim.weight_decay == optim.final_weight_decay == 0.04
+    assert run.mix["images"].batch == 9216
+    _, method = base.resolve(run.method)
+    assert not method.by_distance and method.ema == (0.99925, 0.99925)
+    with torch.device("meta"):
+        schedule = base.create(run.method, run.data.size).schedule(0, 15_000)
+    assert schedule["context_weight"] == schedule["image_context_weight"] == 0.5, "lambda is not warmed up again"
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("digits") / "data"
@@ -92,5 +108,6 @@ def test_it_takes_a_step_under_debug(name: str, digits: Path, movies: Path, tmp_
     train(settings, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
-    assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
-    assert (tmp_path / "run" / "checkpoints" / "step-2" / "COMPLETE").is_file()
+    steps = 2 + len(plain.phases)  # one for each phase
+    assert len(losses) == steps and all(0 < loss < 10 for loss in losses)
+    assert (tmp_path / "run" / "checkpoints" / f"step-{steps}" / "COMPLETE").is_file()

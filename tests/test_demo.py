@@ -15,23 +15,29 @@ import pytest
 
 from tests.hygiene.tree import ROOT
 
-RECIPE = ["source.samples={train: 96, val: 32, test: 48}", "shards.max_samples=32"]
-OVERRIDES = [
-    *("method.encoder.width=48", "method.encoder.depth=2", "method.predictor.depth=1", "method.predictor.width=24"),
-    *("train.batch=8", "train.duration.steps=30", "train.checkpoint_every.steps=5", "optim.warmup.steps=2"),
-    *("monitor.every.steps=10", "monitor.samples=16", "monitor.knn_bank=32", "monitor.knn_k=5", "data.workers=0"),
-]
-SUITE = ["probes.linear.steps=20", "bootstrap.resamples=100"]
+RECIPE = ("source.samples={train: 96, val: 32, test: 48}", "shards.max_samples=32")
+SMALL = (
+    *("method.encoder.width=48", "method.encoder.heads=2", "method.encoder.depth=2", "method.predictor.depth=1"),
+    *("method.predictor.width=24", "method.predictor.heads=2", "train.batch=8", "train.checkpoint_every.steps=5"),
+    *("optim.warmup.steps=2", "monitor.every.steps=10", "monitor.samples=16", "monitor.knn_bank=32", "data.workers=0"),
+)
+SUITE = ("probes.linear.steps=20", "bootstrap.resamples=100")
+TOKENS = ("probes.attentive.duration={steps: 4}", "probes.attentive.heads=2", "probes.attentive.lr=[0.003]")
 CODE = f"""
+from dataclasses import replace
 from pathlib import Path
-from jepa.demo import demo
-demo(Path("demo"), seed=3, recipe={RECIPE}, overrides={OVERRIDES}, suite={SUITE})
+from jepa.demo import IMAGES, VIDEO, demo
+if __name__ == "__main__":
+    images = replace(IMAGES, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=30")}, probes={SUITE})
+    video = replace(VIDEO, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=10")}, probes={(*SUITE, *TOKENS)})
+    demo(Path("demo"), seed=3, chapters=(images, video))
 """
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
+    (folder / "code.py").write_text(CODE)
     return subprocess.Popen(
-        [sys.executable, "-c", CODE],
+        [sys.executable, "code.py"],
         cwd=folder,
         env=os.environ | {"COLUMNS": "200"},
         stdout=subprocess.PIPE,
@@ -63,9 +69,19 @@ def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
     assert {row["encoder"].split()[0] for row in summary["probe_rows"]} == {"target", "random", "pixels"}
     assert {row["probe"] for row in summary["probe_rows"]} >= {"knn", "linear", "ridge:x", "ridge:y"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in summary["probe_rows"])
-    assert set(summary["stage_seconds"]) == {"data", "train", "probe", "report"}
+    stages = {f"{chapter} {stage}" for chapter in ("images", "video") for stage in ("data", "train", "probe")}
+    assert set(summary["stage_seconds"]) == stages | {"report"}
+    video = summary["chapters"]["video"]
+    assert video["steps"] == 10 and video["seed"] == 3
+    names = {row["encoder"].split(" (")[0] for row in video["probe_rows"]}
+    assert names == {
+        *("target", "target, frames shuffled", "target, one frame held", "random init", "pixels", "image encoder")
+    }
+    assert {row["probe"] for row in video["probe_rows"]} >= {"linear", "attentive", "attentive:vx", "ridge:speed"}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<html" in page and 'src="http' not in page
+    anchors = re.findall(r'<section id="([^"]+)"', page)
+    assert len(anchors) == len(set(anchors)) and {"probes", "video-probes", "video-verdict"} <= set(anchors)
 
     weights = (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes()
     third = start(tmp_path)

@@ -1,4 +1,4 @@
-"""The smallest run that is still a run: 64 pictures of 20 x 20, a ViT of width 32 and depth 1."""
+"""The smallest run that is still a run: 64 pictures of 20 x 20, a ViT of width 32 and depth 1. And small videos."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from jepa import config
 from jepa.config import RunConfig
+from jepa.data.build import build
 
 VALUES: dict[str, Any] = {
     "name": "tiny",
@@ -29,6 +30,14 @@ VALUES: dict[str, Any] = {
     },
     "monitor": {"every": {"steps": 4}, "samples": 8, "knn_bank": 16, "knn_k": 3},
 }
+
+
+def build_movies(folder: Path, train: int, val: int, test: int) -> Path:
+    """Videos of 8 frames of 24 x 24 with a digit, in shards of 13."""
+    sizes = ["source.size=24", "source.digit=[10, 14]", "source.frames=8", "source.clutter=1"]
+    counts = [f"source.samples={{train: {train}, val: {val}, test: {test}}}", "shards.max_samples=13"]
+    build("moving-digits", folder, overrides=["name=movies", *sizes, *counts], progress=False)
+    return folder
 
 
 def run_config(data: Path, *overrides: str, method: str | None = None) -> RunConfig:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +117,14 @@ def sweep(run_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(run_dir: Path, keep: int, keep_every: int | None = None) -> list[int]:
-    """Delete complete checkpoints that are neither among the `keep` newest nor a multiple of `keep_every` steps.
+def prune(run_dir: Path, keep: int, keep_every: int | None = None, keep_at: Collection[int] = ()) -> list[int]:
+    """Delete complete checkpoints but the `keep` newest, multiples of `keep_every` steps, and the steps `keep_at`.
 
     `keep` 0 keeps all. Returns the steps deleted.
     """
     if keep <= 0:
         return []
-    gone = [n for n in steps(run_dir)[:-keep] if not keep_every or n % keep_every]
+    gone = [n for n in steps(run_dir)[:-keep] if (not keep_every or n % keep_every) and n not in keep_at]
     for n in gone:  # the rename first: a reader sees all of it or nothing
         path = run_dir / FOLDER / f"step-{n}"
         trash = path.with_name(f".gone-step-{n}")

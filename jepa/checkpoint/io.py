@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def save(
     *,
     keep: int = 0,
     keep_every: int | None = None,
+    keep_at: Collection[int] = (),
 ) -> Path:
     """Write ``run_dir/checkpoints/step-N`` atomically, then thin out older ones.
 
@@ -43,7 +44,8 @@ def save(
         step: optimiser steps done.
         optimizer: None for weights that come without one (imported).
         state: plain JSON values the loop needs to go on.
-        keep: newest checkpoints kept (0: all); keep_every: multiples of this many steps are kept for good.
+        keep: newest checkpoints kept (0: all); keep_every: multiples of this many steps are kept for good, and
+            so are the steps `keep_at`.
 
     Raises:
         TrainingError: disk full or not writable; see `folder.write`.
@@ -69,7 +71,7 @@ def save(
         "versions": versions(),
     }
     path = folder.write(run_dir, step, fill, about)
-    folder.prune(run_dir, keep, keep_every)
+    folder.prune(run_dir, keep, keep_every, keep_at)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,19 +46,19 @@ def assemble(
 ) -> None:
     """Write every split's arrays, then manifest.json."""
     classes = source.classes if source.classes is not None else _numbers(pieces)
-    content = hashlib.sha256(json.dumps([classes, source.targets]).encode())
+    maps = {name: {"first": m.first, "scale": m.scale} for name, m in source.maps.items()}
+    content = hashlib.sha256(json.dumps([classes, source.targets, *([maps] if maps else [])]).encode())
     splits, sizes, media = {}, [], _media(pieces)
+    kinds = source.kinds if isinstance(source, Source) else {}
     for split, parts in pieces.items():
         joined = {name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays}
-        _write_arrays(root / split, parts, joined, source.targets, media, content)
+        write_arrays(root / split, parts, joined, source.targets, media, content, source.maps, kinds)
         sizes.append(joined["sizes"])
         splits[split] = {
             "samples": sum(p.entry.samples for p in parts),
             "targets": source.targets,
-            "shards": [
-                {"path": e.path, "size": e.size, "sha256": e.sha256, "samples": e.samples}
-                for e in (p.entry for p in parts)
-            ],
+            **({"maps": maps} if maps else {}),
+            "shards": [_shard(root, p.entry) for p in parts],
         }
     if isinstance(source, Source):
         bad = [{"source": where, "reason": why} for where, why in source.unusable] + bad
@@ -70,6 +71,7 @@ def assemble(
         "name": wanted.name,
         "licence": wanted.licence,
         "classes": classes,
+        "kinds": kinds,
         "hash": content.hexdigest(),
         "splits": splits,
         "media": media,
@@ -82,15 +84,29 @@ def assemble(
     storage.write_atomic(root / manifest.FILE, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def _write_arrays(
+def _shard(root: Path, entry: Entry) -> dict[str, Any]:
+    found = {"path": entry.path, "size": entry.size, "sha256": entry.sha256, "samples": entry.samples}
+    if entry.facts:
+        found["facts"] = {"path": entry.facts, "size": (root / entry.facts).stat().st_size}
+    return found
+
+
+def write_arrays(
     folder: Path,
     parts: list[Piece],
     joined: dict[str, npt.NDArray[Any]],
-    targets: list[str],
+    targets: Sequence[str],
     media: str,
     content: Any,
+    maps: Iterable[str] = (),
+    kinds: Iterable[str] = (),
 ) -> None:
-    """One .npy file per column; `content` takes in all that makes samples equal: bytes, places, labels, keys."""
+    """One .npy file per column of a split; `content` takes in what makes samples equal: bytes, places, labels, keys.
+
+    Args:
+        joined: the columns of all parts, one after the other (see `shards.Part.arrays`).
+        content: a hash object.
+    """
     folder.mkdir(exist_ok=True)
     shard = np.repeat(np.arange(len(parts)), [p.entry.samples for p in parts])
     arrays = {
@@ -99,6 +115,8 @@ def _write_arrays(
         "originals": joined["originals"],
         "keys": joined["keys"],
         **{f"target-{name}": np.ascontiguousarray(joined["targets"][:, k]) for k, name in enumerate(targets)},
+        **{f"map-{name}": np.ascontiguousarray(joined["maps"][:, k]) for k, name in enumerate(maps)},
+        **{f"labels-{name}": np.ascontiguousarray(joined["kinds"][:, k]) for k, name in enumerate(kinds)},
     }
     if media == "video":
         arrays |= {"video": joined["video"], "facts": joined["facts"]}

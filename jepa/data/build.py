@@ -23,8 +23,6 @@ from jepa.data.shards import ShardWriter
 from jepa.data.sources.base import References, Source
 from jepa.errors import DataError
 
-_CHUNK = 32  # tasks sent to a worker at once
-
 
 def build(
     recipe_path: str | Path,
@@ -40,7 +38,7 @@ def build(
         recipe_path: a recipe file, or the name of a shipped one ("digits").
         out: folder of the dataset.
         overrides: ``a.b=value`` changes to the recipe, e.g. ``source.path=/data/imagenet``.
-        workers: processes that encode images; 0: this one. The result does not depend on it.
+        workers: processes that encode images, or look through tars; 0: this one. The result does not depend on it.
         progress: show a progress bar when standard error is a terminal.
 
     Raises:
@@ -68,7 +66,7 @@ def build(
             _write_shards(root, source, wanted, journal, workers, progress)
             pieces = {split: _pieces(journal, split) for split in source.splits}
         else:
-            reference.index_tars(root, source, journal, progress)
+            reference.index_tars(root, source, wanted, journal, workers, progress)
             pieces = reference.carve({s: _pieces(journal, s) for s in source.tars}, missing, wanted.splits.seed)
         assemble(root, pieces, source, wanted, resolved, [b for e in journal.entries for b in e.bad])
     except BaseException:
@@ -120,7 +118,11 @@ def _make_splits(source: Source, wanted: Recipe, missing: dict[str, float]) -> N
     source.notes += [f"split {name!r} would be empty and was left out" for name in missing if not chosen[name]]
     if not source.splits:
         raise DataError("the source holds no images")
-    if wanted.shards.shuffle:
+    if wanted.shards.shuffle and source.sequential:
+        source.notes.append(
+            "samples are in the source's order, as it is streamed: mix its rows before, if they are sorted"
+        )
+    elif wanted.shards.shuffle and not source.together:
         for name, tasks in source.splits.items():
             mixed = keyed.generator(f"shards.{name}", wanted.splits.seed).permutation(len(tasks))
             source.splits[name] = [tasks[i] for i in mixed]
@@ -166,7 +168,7 @@ def _write_split(
                 done, path = writer.close(), f"{split}/{writer.path.name}"
                 arrays = f"{split}-{number:06d}.npz"
                 entry = Entry(split, path, done.size, done.sha256, len(done.part.keys), place + 1, arrays, bad)
-                journal.add(entry, done.part, len(source.targets))
+                journal.add(entry, done.part, len(source.targets), len(source.maps))
                 writer, bad, number = None, [], number + 1
     except BaseException:
         if writer is not None:
@@ -181,7 +183,7 @@ def _write_split(
 def _fail_if_none(split: str, bad: list[dict[str, str]], journal: Journal) -> None:
     if not any(e.split == split for e in journal.entries):
         raise DataError(
-            f"none of the {len(bad)} images of split {split!r} could be used. "
+            f"none of the {len(bad)} images or videos of split {split!r} could be used. "
             f"The first: {bad[0]['source']}: {bad[0]['reason']}"
         )
 
@@ -199,16 +201,16 @@ def _encoder(source: Source, wanted: Recipe, workers: int) -> Iterator[Callable[
         initargs=(source.maker, wanted),
     )
     try:
-        yield lambda tasks: _in_workers(pool, tasks, 4 * workers)
+        yield lambda tasks: _in_workers(pool, tasks, source.at_once, 4 * workers)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_workers(pool: ProcessPoolExecutor, tasks: Sequence[Any], ahead: int) -> Iterator[Result]:
+def _in_workers(pool: ProcessPoolExecutor, tasks: Sequence[Any], at_once: int, ahead: int) -> Iterator[Result]:
     waiting: deque[Future[list[Result]]] = deque()
     try:
-        for start in range(0, len(tasks), _CHUNK):
-            waiting.append(pool.submit(encode.encode_many, list(tasks[start : start + _CHUNK])))
+        for start in range(0, len(tasks), at_once):
+            waiting.append(pool.submit(encode.encode_many, list(tasks[start : start + at_once])))
             if len(waiting) > ahead:
                 yield from waiting.popleft().result()
         while waiting:

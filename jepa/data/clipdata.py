@@ -28,6 +28,7 @@ from jepa.data.video.sample import write_clips
 from jepa.errors import DataError, TrainingError
 
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 
 
 class TrainClips(ClipDecoder):
@@ -65,7 +66,10 @@ class TrainClips(ClipDecoder):
 
 
 class EvalClips(ClipDecoder):
-    """Clips spread evenly over each video, seen in `views` parts of the frame. Deterministic; nothing is skipped."""
+    """Clips spread evenly over each video, seen in `views` parts of the frame. Deterministic; nothing is skipped.
+
+    With `ends`, (n,) seconds for the n samples of the split, each video gives the one clip that ends then.
+    """
 
     attempts = 0
 
@@ -77,7 +81,10 @@ class EvalClips(ClipDecoder):
         decoder: str = "auto",
         interpolation: augment.Interpolation = "bilinear",
         views: int = 1,
+        ends: Float64 | None = None,
     ) -> None:
+        assert ends is None or config.clips == 1, f"{config.clips} clips cannot end at one time"
+        self.ends = ends
         self.split, self.config, self.decoder, self.interpolation = split, config, decoder, interpolation
         self.image_size, self.views = image_size, views
         self.size = (config.clips, views, config.frames, *image_size)
@@ -94,7 +101,10 @@ class EvalClips(ClipDecoder):
     def clip(self, out: Tensor, number: int, index: int) -> Row:
         video, known = _read(self.split, index)
         facts = known or probe(video, strict=False)
-        indices = clips.place(self.config, facts.timeline, clips.evenly(self.config.clips))
+        if self.ends is None:
+            indices = clips.place(self.config, facts.timeline, clips.evenly(self.config.clips))
+        else:
+            indices = clips.ending(self.config, facts.timeline, float(self.ends[index]))
         found = decode(video, indices.ravel(), backend=self.decoder, facts=facts)
         for c, clip in enumerate(out):
             frames = found.pixels[c * self.config.frames : (c + 1) * self.config.frames]
@@ -139,18 +149,20 @@ def eval_clips(
     interpolation: augment.Interpolation = "bilinear",
     deadline: float = 60.0,
     views: int = 1,
+    ends: Float64 | None = None,
 ) -> Iterator[Batch]:
     """Clips of a split's videos, in order; `Batch.images` is (B, C, V, 3, T, H, W) with C = config.clips.
 
     Args:
         views: V parts of each frame, from one end of its longer side to the other; a single one is the middle.
+        ends: (n,) seconds at which each of the split's n videos has its one clip end, instead of clips all over it.
 
     Raises:
         DataError: while iterating, when a video cannot be read.
     """
     chosen = np.arange(len(split)) if indices is None else np.asarray(indices, dtype=np.int64)
     lists = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    maker = EvalClips(split, config, image_size, decoder, interpolation, views)
+    maker = EvalClips(split, config, image_size, decoder, interpolation, views, ends)
     found = decode_clips_in_order(maker, lists, most=batch_size, workers=workers, deadline=deadline)
     for loaded, images in found:
         yield loaded.batch(images)

@@ -87,7 +87,7 @@ def _jpeg_header(data: bytes) -> Header:
 
 
 def _pil_header(data: bytes, format: str) -> Header:
-    with _open(data, format) as image:
+    with open_as(data, format) as image:
         return Header(format, image.height, image.width, plain=False)
 
 
@@ -106,12 +106,16 @@ def decode(data: bytes) -> Tensor:
         except RuntimeError:
             pass  # rare flavours; the other decoder knows more of them and gives better messages
     if found.format == "png":
-        _check_png(data)
+        check_png(data)
     return _decode_pil(data, found.format)
 
 
-def _check_png(data: bytes) -> None:
-    """Compare the checksums of a PNG's pixels; the decoder does not, and paints noise where the data is damaged."""
+def check_png(data: bytes) -> None:
+    """Compare the checksums of a PNG's pixels; the decoder does not, and paints noise where the data is damaged.
+
+    Raises:
+        DataError: damaged or truncated.
+    """
     view, place = memoryview(data), 8
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -127,7 +131,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _decode_pil(data: bytes, format: str) -> Tensor:
-    with _open(data, format) as file:
+    with open_as(data, format) as file:
         try:
             file.load()
             image = _to_rgb(ImageOps.exif_transpose(file))
@@ -137,7 +141,12 @@ def _decode_pil(data: bytes, format: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _open(data: bytes, format: str) -> ImageFile.ImageFile:
+def open_as(data: bytes, format: str) -> ImageFile.ImageFile:
+    """Open an image as one of FORMATS and no other.
+
+    Raises:
+        DataError: it is none.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked on the header

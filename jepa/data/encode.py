@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from jepa.data import decode
+from jepa.data import decode, labelmap
 from jepa.data.recipe import ImageConfig, Recipe
 from jepa.data.sources.base import Maker, Sample
 from jepa.data.video.source import is_video
@@ -43,28 +44,46 @@ Result = list[Encoded] | Bad  # a video may be cut into several samples
 
 
 def encode(maker: Maker, task: Any, config: Recipe) -> Result:
-    """Make the sample of a task and bring its image or video into the form the recipe asks for."""
+    """Make the samples of a task and bring their images or videos into the form the recipe asks for."""
     try:
-        sample = maker(task)
+        made = maker(task)
     except DataError as error:
         return Bad(str(task), str(error))
+    if isinstance(made, Sample):
+        return _encoded(made, config)
+    results = [_encoded(sample, config) for sample in made]
+    bad = next((r for r in results if isinstance(r, Bad)), None)  # a task is used whole or not at all
+    return bad or [piece for r in results if not isinstance(r, Bad) for piece in r]
+
+
+def _encoded(sample: Sample, config: Recipe) -> Result:
     emptied = dataclasses.replace(sample, image=b"")
     try:
-        if _is_video(sample.image):
+        if isinstance(sample.image, Path) or sample.media == "video" or _is_video(sample):
             return _videos(sample, emptied, config)
-        return [Encoded(*_image(sample.image, config.image), sample=emptied)]
+        written = _image(sample.image, config.image)
+        for found in sample.maps if config.image.verify else ():
+            labelmap.check(found, written[2:])
+        return [Encoded(*written, sample=emptied)]
     except DataError as error:
         return Bad(sample.source, str(error))
 
 
-def _is_video(image: bytes | np.ndarray[Any, Any]) -> bool:
-    """By what it is; names are never trusted."""
+def _is_video(sample: Sample) -> bool:
+    """By what it is where the source does not say; names are never trusted."""
+    image = sample.image
+    if isinstance(image, Path) or sample.media:
+        return False
     if isinstance(image, np.ndarray):
         return image.ndim == 4
     try:
         decode.header(image)
-    except DataError:
-        return is_video(image)
+    except DataError as error:
+        if is_video(image):
+            return True
+        if str(error).startswith("not a"):
+            raise DataError(f"{error}, nor a video") from None
+        raise
     return False
 
 
@@ -74,8 +93,8 @@ def _videos(sample: Sample, emptied: Sample, config: Recipe) -> Result:
     except ImportError as error:
         raise ConfigError(f"videos need PyAV ({error}). Install it with: pip install 'jepa[video]'") from None
     out: Result = [
-        Encoded(c.data, c.extension, c.facts.height, c.facts.width, emptied, c.numbers, c.json())
-        for c in recode.code(sample.image, sample.fps, config.video)
+        Encoded(c.data, c.extension, c.facts.height, c.facts.width, emptied, c.facts.numbers, c.facts.to_json())
+        for c in recode.code(sample.image, sample.fps, config.video, sample.span)
     ]
     return out
 

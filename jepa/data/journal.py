@@ -31,6 +31,7 @@ class Entry:
     end: int  # tasks (or tars) of the split used up, this shard included
     arrays: str  # file in FOLDER
     bad: list[dict[str, str]]
+    facts: str = ""  # file with the videos' facts, relative to the dataset's folder; empty: they are in the tar
 
 
 class Journal:
@@ -61,10 +62,10 @@ class Journal:
         """How many tasks of a split are used up."""
         return max((e.end for e in self.entries if e.split == split), default=0)
 
-    def add(self, entry: Entry, part: Part, targets: int) -> None:
+    def add(self, entry: Entry, part: Part, targets: int, maps: int) -> None:
         """Record a finished shard, its arrays first."""
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **part.arrays(targets))
+        np.savez(buffer, allow_pickle=False, **part.arrays(targets, maps))
         storage.write_atomic(self.folder / entry.arrays, buffer.getvalue())
         self._file.write(json.dumps(entry.__dict__, sort_keys=True) + "\n")
         self._file.flush()
@@ -91,6 +92,7 @@ class Journal:
         for entry in entries:
             tar = self.root / entry.path
             there = tar.is_file() and tar.stat().st_size == entry.size and (self.folder / entry.arrays).is_file()
+            there &= not entry.facts or (self.root / entry.facts).is_file()
             if not there:
                 lost.add(entry.split)
             if entry.split not in lost:

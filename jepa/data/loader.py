@@ -83,13 +83,14 @@ class _Plan:
     stop: int
     micro: int
     accumulation: int
+    shift: int
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[Int64]:
         for step in range(self.start, self.stop):
-            g = self.order.rank_slice(step, self.batch, self.rank, self.world)
+            g = self.order.rank_slice(step, self.batch, self.rank, self.world, self.shift)
             yield from g.reshape(self.accumulation, self.micro)
 
 
@@ -102,6 +103,7 @@ def make_loader(
     world: int = 1,
     start_step: int = 0,
     total_steps: int,
+    shift: int = 0,
     trace: bool = False,
 ) -> Loader:
     """The micro-batches of one rank for steps [start_step, total_steps).
@@ -110,6 +112,7 @@ def make_loader(
         data: what to read.
         batch: global batch, over all ranks.
         micro_batch: most samples per rank at once; accumulation is derived from it.
+        shift: added to ``step * batch``, the first g of a step, where earlier steps had another batch.
         trace: also report every sample's key and crop.
 
     Raises:
@@ -117,7 +120,7 @@ def make_loader(
         TrainingError: while iterating, when too many samples are bad, the storage fails or a worker dies.
     """
     _, micro, accumulation = derive_accumulation(batch, micro_batch, world)
-    plan = _Plan(data.order, batch, rank, world, start_step, total_steps, micro, accumulation)
+    plan = _Plan(data.order, batch, rank, world, start_step, total_steps, micro, accumulation, shift)
     identity = {"dataset": data.manifest.hash[:16], "split": data.split.name, "seed": data.seed}
     quarantine = Quarantine(data.run_dir, rank, identity, data.config.max_bad)
     if data.decoder is not None:

@@ -4,11 +4,14 @@
     DIR/SPLIT/NAME-000000.tar    the samples (or tars elsewhere, referenced in place)
     DIR/SPLIT/index.npy          (n, 4) int64: shard, byte offset, length, extension number
     DIR/SPLIT/labels.npy         (n,) int64, -1: none
+    DIR/SPLIT/labels-X.npy       (n,) int64: the same for labels of kind X, where samples have labels of several kinds
     DIR/SPLIT/originals.npy      (n,) int64: samples made from the same original image share a number
     DIR/SPLIT/keys.npy           (n,) bytes: webdataset keys
     DIR/SPLIT/target-X.npy       (n,) float32: continuous target X
     DIR/SPLIT/video.npy          (n, 3) float64: frames, frames per second, seconds (videos only; 0: not known)
     DIR/SPLIT/facts.npy          (n, 2) int64: byte offset and length of the video's facts in its shard (0: none)
+    DIR/SPLIT/map-X.npy          (n, 3) int64: byte offset, length and extension number of label map X
+    DIR/facts/NAME.jsonl         the videos' facts of a tar that is read in place: offsets are into this file
 
 Opening reads the JSON only; arrays are mapped, so a million samples open in milliseconds. Arrays are loaded with
 ``allow_pickle=False`` and images by an allow-list of extensions: data is never code.
@@ -25,13 +28,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from jepa.data import storage
+from jepa.data import labelmap, storage
 from jepa.errors import DataError
 
 FORMAT, VERSION, FILE = "jepa-dataset", 1, "manifest.json"
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 VIDEOS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "gif")
-EXTENSIONS = IMAGES + VIDEOS  # order is part of the format: index.npy stores positions
+FEATURES = ("safetensors",)  # written by `jepa extract`
+DECODED = IMAGES + VIDEOS  # what a source may hold
+EXTENSIONS = DECODED + FEATURES  # order is part of the format: index.npy stores positions
 SHARD, OFFSET, LENGTH, EXTENSION = range(4)  # columns of index.npy
 
 Int64 = npt.NDArray[np.int64]
@@ -45,6 +50,16 @@ class Shard:
     path: Path
     size: int
     samples: int
+    facts: tuple[Path, int]  # the file that holds the videos' facts and its size; the tar itself if it is our own
+
+    @classmethod
+    def of(cls, root: Path, values: dict[str, Any]) -> Shard:
+        """From a line of the manifest."""
+        path, size = root / values["path"], int(values["size"])
+        facts = values.get("facts")
+        return cls(
+            path, size, int(values["samples"]), (root / facts["path"], int(facts["size"])) if facts else (path, size)
+        )
 
 
 class Split:
@@ -52,9 +67,10 @@ class Split:
 
     def __init__(self, root: Path, name: str, values: dict[str, Any]) -> None:
         self.root, self.name, self._values = root, name, values
-        self.shards = [Shard(root / s["path"], int(s["size"]), int(s["samples"])) for s in values["shards"]]
+        self.shards = [Shard.of(root, s) for s in values["shards"]]
         self.shard_sizes: Int64 = np.array([s.samples for s in self.shards], dtype=np.int64)  # samples per shard
         self.target_names: list[str] = list(values["targets"])
+        self.maps = {str(k): labelmap.MapConfig(**v) for k, v in values.get("maps", {}).items()}
         self._samples = int(values["samples"])
         if self._samples != int(self.shard_sizes.sum()):
             raise DataError(
@@ -80,6 +96,10 @@ class Split:
     def labels(self) -> Int64:
         """(n,) class numbers, -1 where there is none."""
         return cast(Int64, self._array("labels", "int64", (self._samples,)))
+
+    def kind(self, name: str) -> Int64:
+        """(n,) class numbers of one of the manifest's `kinds`, -1 where there is none."""
+        return cast(Int64, self._array(f"labels-{name}", "int64", (self._samples,)))
 
     @cached_property
     def originals(self) -> Int64:
@@ -109,8 +129,32 @@ class Split:
         offset, length = self._facts[i].tolist()
         if not length:
             return None
+        path, size = self.shards[int(self.index[i, SHARD])].facts
+        return storage.read(path, size, offset, length)
+
+    @property
+    def map_names(self) -> list[str]:
+        """Label maps that every sample has."""
+        return list(self.maps)
+
+    @cached_property
+    def _map_places(self) -> dict[str, Int64]:
+        return {name: self._array(f"map-{name}", "int64", (self._samples, 3)) for name in self.maps}
+
+    def read_map(self, i: int, name: str) -> npt.NDArray[Any]:
+        """Label map `name` of sample i, (H, W) in the aspect of its image: uint8 classes with 255 for none, or float32.
+
+        Raises:
+            DataError: it cannot be read as one, or the shard is not the one that was indexed.
+            OSError: the storage fails.
+        """
+        offset, length, extension = self._map_places[name][i].tolist()
         where = self.shards[int(self.index[i, SHARD])]
-        return storage.read(where.path, where.size, offset, length)
+        data = storage.read(where.path, where.size, offset, length)
+        try:
+            return labelmap.read(labelmap.LabelMap(name, data, labelmap.EXTENSIONS[extension], self.maps[name]))
+        except DataError as error:
+            raise DataError(f"{self.place(i)}: {error}") from None
 
     @cached_property
     def _keys(self) -> npt.NDArray[np.bytes_]:
@@ -182,20 +226,30 @@ class Manifest:
     recipe: dict[str, Any]  # as resolved when it was built
     hash: str  # of the content: equal for equal samples in equal order
     image: dict[str, Any]  # smallest and largest height and width, extensions
-    media: str  # "image" or "video": what every sample is
+    media: str  # "image" or "video": what every sample is, or was made of
     notes: list[str]  # what the builder decided by itself, e.g. that it made a validation split
     bad: list[dict[str, str]]  # source images left out: source and reason (the first 1000)
     bad_count: int
+    kinds: dict[str, list[str]]  # labels of several kinds: the classes of each; mostly empty
+    features: dict[str, Any] | None = None  # of samples that are an encoder's features: what they are, see jepa extract
 
     @classmethod
-    def open(cls, folder: str | Path) -> Manifest:
-        """Open a folder made by `jepa data build`.
+    def open(cls, folder: str | Path, *, features: bool = False) -> Manifest:
+        """Open a folder made by `jepa data build`, or with `features` one made by `jepa extract`.
 
         Raises:
-            DataError: no such folder, an unfinished build, not our file, damaged, or of a newer version.
+            DataError: no such folder, an unfinished build, not our file, damaged, of a newer version, or of the other
+                kind.
         """
         root = Path(folder)
         values = _read(root)
+        if (values.get("features") is not None) != features:
+            raise DataError(
+                f"{root} is a data set of images or videos, not features made by `jepa extract`"
+                if features
+                else f"{root} holds features made by `jepa extract`, not images or videos. Probe them with `jepa probe "
+                f"{root} --suite NAME`; anything else needs the data set they were made of"
+            )
         try:
             return cls(
                 root=root,
@@ -210,6 +264,8 @@ class Manifest:
                 notes=[str(n) for n in values["notes"]],
                 bad=[dict(b) for b in values["bad"]],
                 bad_count=int(values["bad_count"]),
+                features=dict(values["features"]) if features else None,
+                kinds={str(k): [str(c) for c in v] for k, v in values.get("kinds", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(

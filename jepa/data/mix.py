@@ -7,9 +7,12 @@ parameters are used on all ranks in every step, whatever the sources hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from jepa import keyed
 from jepa.config import RunConfig
@@ -17,8 +20,7 @@ from jepa.data.batch import Batch, derive_accumulation
 from jepa.data.loader import make_loader
 from jepa.data.samples import TrainData
 from jepa.errors import ConfigError, JepaError
-
-MAIN = "data"  # the name of the main source
+from jepa.phases import MAIN
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Stream:
     batch: int  # samples in every step, over all ranks
     weight: float  # its mean loss's part of the step's loss; all parts sum to 1
     accumulation: int  # micro-batches per step and rank
+    shift: int = 0  # added to ``step * batch``, the first g of a step, where earlier steps had another batch
 
     @property
     def seed(self) -> int:
@@ -41,9 +44,15 @@ class Stream:
         """A micro-batch's part of the step's loss."""
         return self.weight / self.accumulation
 
+    def numbers(self, step: int, rank: int, world: int) -> npt.NDArray[np.int64]:
+        """The g (batch / world,) that a rank trains on in a step."""
+        return self.data.order.rank_slice(step, self.batch, rank, world, self.shift)
 
-def streams(config: RunConfig, world: int = 1, run_dir: Path | None = None) -> list[Stream]:
-    """The sources of a run, the main one first.
+
+def streams(
+    config: RunConfig, world: int = 1, run_dir: Path | None = None, shifts: Mapping[str, int] | None = None
+) -> list[Stream]:
+    """The sources of a run or of one of its phases, the main one first; `shifts`: see `Stream.shift`, by name.
 
     Raises:
         ConfigError: a batch that the processes cannot share, a weight below 0, or values that cannot be used.
@@ -60,7 +69,8 @@ def streams(config: RunConfig, world: int = 1, run_dir: Path | None = None) -> l
             "mix: weights are parts of the step's loss, so each must be above 0 and their sum below 1, which leaves "
             f"the rest to `data`; got {', '.join(f'{name} {weight:g}' for name, weight in weights.items())}"
         )
-    return [_stream(config, name, batches[name], weights[name], world, run_dir) for name in batches]
+    found = [_stream(config, name, batches[name], weights[name], world, run_dir) for name in batches]
+    return [replace(stream, shift=shifts[stream.name]) for stream in found] if shifts else found
 
 
 def _stream(config: RunConfig, name: str, batch: int, weight: float, world: int, run_dir: Path | None) -> Stream:
@@ -97,7 +107,7 @@ def mixed_batches(
         iter(
             make_loader(
                 stream.data, batch=stream.batch, micro_batch=micro_batch, rank=rank, world=world,
-                start_step=start_step, total_steps=total_steps, trace=trace,
+                start_step=start_step, total_steps=total_steps, shift=stream.shift, trace=trace,
             )
         )
         for stream in sources

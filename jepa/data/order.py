@@ -72,15 +72,16 @@ class Order:
         """The lane that each g belongs to."""
         return np.asarray(g, dtype=np.int64) % self.size % self.lanes
 
-    def rank_slice(self, step: int, batch: int, rank: int, world: int) -> Int64:
+    def rank_slice(self, step: int, batch: int, rank: int, world: int, shift: int = 0) -> Int64:
         """The numbers g (batch / world,) that a rank trains on in a step.
 
-        The step's numbers [step * batch, (step + 1) * batch) are sorted by lane and cut into equal runs, so the union
-        over ranks never depends on how many there are, and ranks prefer lanes.
+        The step's numbers [step * batch, (step + 1) * batch), plus `shift` where earlier steps had another batch, are
+        sorted by lane and cut into equal runs, so the union over ranks never depends on how many there are, and ranks
+        prefer lanes.
         """
         if batch % world:
             raise ConfigError(f"batch={batch} cannot be shared equally by {world} processes")
-        g = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+        g = shift + np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
         if self.lanes > 1:
             g = g[np.argsort(self.lane(g), kind="stable")]
         share = batch // world

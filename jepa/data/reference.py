@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import multiprocessing
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from jepa.data import storage
 from jepa.data.assemble import Piece
 from jepa.data.journal import Entry, Journal
 from jepa.data.progress import bar
+from jepa.data.recipe import Recipe
 from jepa.data.shards import Part
-from jepa.data.sources.base import References, TarSample, share
-from jepa.errors import DataError
+from jepa.data.sources.base import References, TarIndexer, TarSample, share
+from jepa.errors import ConfigError, DataError
+
+FACTS = "facts"  # folder of the dataset that holds what is known of videos elsewhere
 
 
 def choose(name: str, missing: dict[str, float], seed: int) -> str:
@@ -25,30 +35,65 @@ def choose(name: str, missing: dict[str, float], seed: int) -> str:
     return "train"
 
 
-def index_tars(root: Path, source: References, journal: Journal, progress: bool) -> None:
+def index_tars(root: Path, source: References, wanted: Recipe, journal: Journal, workers: int, progress: bool) -> None:
     """Index the tars that the journal does not have yet.
 
     Raises:
+        ConfigError: the recipe asks for changed images or videos.
         DataError: a tar is compressed, unreadable or none.
     """
+    _check_unchanged(wanted)
     total = sum(len(paths) for paths in source.tars.values())
-    with bar("tars", total, sum(journal.end(split) for split in source.tars), progress) as advance:
+    done, least = sum(journal.end(split) for split in source.tars), wanted.video.min_frames
+    with bar("tars", total, done, progress) as advance, _mapper(min(workers, total - done)) as each:
         for split, paths in source.tars.items():
-            for number in range(journal.end(split), len(paths)):
-                part, bad = _index(source, paths[number])
+            start = journal.end(split)
+            indexed = each(functools.partial(_index, source.index, least), paths[start:])
+            for number, (part, bad, facts) in enumerate(indexed, start):
                 size = paths[number].stat().st_size
-                arrays = f"{split or 'pool'}-{number:06d}.npz"
+                name = f"{split or 'pool'}-{number:06d}"
+                kept = f"{FACTS}/{name}.jsonl" if facts else ""
+                if kept:
+                    (root / FACTS).mkdir(exist_ok=True)
+                    storage.write_atomic(root / kept, facts)
                 where = _stored_path(root, paths[number])
-                journal.add(
-                    Entry(split, where, size, "", len(part.keys), number + 1, arrays, bad), part, len(source.targets)
-                )
+                entry = Entry(split, where, size, "", len(part.keys), number + 1, f"{name}.npz", bad, kept)
+                journal.add(entry, part, len(source.targets), len(source.maps))
                 advance(1)
 
 
-def _index(source: References, path: Path) -> tuple[Part, list[dict[str, str]]]:
-    part, bad = Part.empty(), []
-    for found in source.index(path):
-        if isinstance(found, TarSample):
+def _check_unchanged(wanted: Recipe) -> None:
+    changes = [f"video.{name}" for name in ("resize", "fps", "clip", "gop") if getattr(wanted.video, name) is not None]
+    changes += ["image.resize"] if wanted.image.resize is not None else []
+    if changes:
+        raise ConfigError(
+            f"{', '.join(changes)}: tars that are read in place stay as they are. Add source.copy=true to repack them, "
+            "or leave it out"
+        )
+
+
+@contextlib.contextmanager
+def _mapper(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map`, here or in worker processes."""
+    if workers < 1:
+        yield map
+        return
+    # torch may hold threads, which a fork would not survive
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _index(index: TarIndexer, min_frames: int, path: Path) -> tuple[Part, list[dict[str, str]], bytes]:
+    """A tar's samples, what cannot be used, and the facts of its videos, one line each."""
+    part, bad, facts = Part.empty(), [], bytearray()
+    for found in index(path):
+        if isinstance(found, TarSample) and found.facts and found.video[0] < min_frames:
+            reason = f"it has {found.video[0]:.0f} frame(s), the recipe asks for video.min_frames={min_frames}"
+            bad.append({"source": found.name, "reason": reason})
+        elif isinstance(found, TarSample):
             part.keys.append(found.key)
             part.offsets.append(found.offset)
             part.lengths.append(found.length)
@@ -57,11 +102,14 @@ def _index(source: References, path: Path) -> tuple[Part, list[dict[str, str]]]:
             part.originals.append(found.original)
             part.targets.append(found.targets)
             part.sizes.append(found.size)
-            part.videos.append((0.0, 0.0, 0.0))
-            part.facts.append((0, 0))
+            part.videos.append(found.video)
+            part.facts.append((len(facts), len(found.facts)))
+            part.maps.append(found.maps)
+            facts += found.facts + b"\n" if found.facts else b""
+            part.kinds.append(())
         else:
             bad.append({"source": found[0], "reason": found[1]})
-    return part, bad
+    return part, bad, bytes(facts)
 
 
 def _stored_path(root: Path, tar: Path) -> str:

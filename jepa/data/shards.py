@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jepa.data import storage
+from jepa.data import labelmap, storage
 from jepa.data.encode import Encoded
 from jepa.data.manifest import EXTENSIONS
 
@@ -33,14 +33,16 @@ class Part:
     sizes: list[tuple[int, int]]  # height, width; (0, 0) where it is not known
     videos: list[tuple[float, float, float]]  # frames, frames per second, seconds; zeros for images
     facts: list[tuple[int, int]]  # byte offset and length of a video's facts; (0, 0): none
+    maps: list[tuple[tuple[int, int, int], ...]]  # byte offset, length and extension number of each label map
+    kinds: list[tuple[int, ...]]  # class numbers of labels of several kinds
 
     @classmethod
     def empty(cls) -> Part:
         """A part without samples."""
-        return cls([], [], [], [], [], [], [], [], [], [])
+        return cls([], [], [], [], [], [], [], [], [], [], [], [])
 
-    def arrays(self, targets: int) -> dict[str, npt.NDArray[Any]]:
-        """As arrays, ready for np.savez; `targets` is the number of continuous targets."""
+    def arrays(self, targets: int, maps: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """As arrays, ready for np.savez; `targets` and `maps` are the numbers of targets and label maps of a sample."""
         n = len(self.keys)
         return {
             "keys": np.array([k.encode() for k in self.keys], dtype=np.bytes_),
@@ -51,6 +53,8 @@ class Part:
             "sizes": np.array(self.sizes, dtype=np.int64).reshape(n, 2),
             "video": np.array(self.videos, dtype=np.float64).reshape(n, 3),
             "facts": np.array(self.facts, dtype=np.int64).reshape(n, 2),
+            "maps": np.array(self.maps, dtype=np.int64).reshape(n, maps, 3),
+            "kinds": np.array(self.kinds, dtype=np.int64).reshape(n, len(self.kinds[0]) if n else 0),
         }
 
 
@@ -74,7 +78,7 @@ class ShardWriter:
         self.part = Part.empty()
 
     def add(self, key: str, encoded: Encoded) -> None:
-        """Append a sample: KEY.jpg (or png, mp4 ...), KEY.cls where there is a label, KEY.json.
+        """Append a sample: KEY.jpg (or png, mp4 ...), KEY.cls where there is a label, KEY.json, KEY.NAME.png of maps.
 
         A video's KEY.facts.json tells where its frames lie, so that nobody has to search it again.
         """
@@ -88,8 +92,16 @@ class ShardWriter:
         part.targets.append(sample.targets)
         part.sizes.append((encoded.height, encoded.width))
         part.videos.append(encoded.video)
+        part.kinds.append(sample.kinds)
         known = encoded.facts
         part.facts.append((self._member(f"{key}.facts.json", known), len(known)) if known else (0, 0))
+        part.maps.append(
+            tuple(
+                (self._member(f"{key}.{m.name}.{m.extension}", m.data), len(m.data),
+                 labelmap.EXTENSIONS.index(m.extension))
+                for m in sample.maps
+            )
+        )  # fmt: skip
         facts = {
             "source": sample.source,
             "original": sample.original,
@@ -120,8 +132,10 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Drop the unfinished tar."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()  # on a full disk this fails too
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def _member(self, name: str, data: bytes) -> int:
         """Append a file; its byte offset. No time, owner or machine is recorded, so equal samples give equal tars."""

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from jepa.data import augment, decode, storage
-from jepa.data.manifest import EXTENSION, EXTENSIONS, LENGTH, Manifest, Split
+from jepa.data import augment, decode, labelmap, storage
+from jepa.data.manifest import EXTENSION, EXTENSIONS, LENGTH, VIDEOS, Manifest, Split
 from jepa.data.video.decode import decode as decode_video
 from jepa.data.video.probe import probe
 from jepa.errors import DataError
@@ -49,7 +49,7 @@ def show(folder: str | Path, out: str | Path | None = None, *, split: str | None
     picture = Path(out) if out is not None else Path(folder) / "contact-sheet.png"
     if count < 1:
         raise DataError(f"a contact sheet needs at least 1 picture, got count={count}")
-    frames = _FRAMES if found.media == "video" else 1
+    frames = _FRAMES if found.media == "video" else 1 + len(chosen.map_names)
     sheet, unreadable = _sheet(chosen, found.classes, min(-(-count // frames), len(chosen)), frames)
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,8 @@ def _text(found: Manifest, counts: dict[str, dict[str, int]], shown: str, pictur
             f"{name:8} {len(split):,} {found.media}s in {len(split.shards)} shards, {_bytes(stored)} "
             f"({', '.join(kinds)}), {len(np.unique(split.originals)):,} originals"
         )
+        if split.map_names:
+            lines.append(f"{'':8} label maps: {', '.join(split.map_names)}")
         if found.media == "video" and len(split):
             lines.append(f"{'':8} {_lengths(np.asarray(split.video))}")
         listed = [f"{k} {v:,}" for k, v in counts[name].items()]
@@ -110,7 +112,7 @@ def _bytes(count: int) -> str:
 
 
 def _sheet(split: Split, classes: list[str], count: int, frames: int) -> tuple[Image.Image, list[str]]:
-    """Evenly spaced samples as tiles with their class (videos as `frames` frames), and what could not be read."""
+    """Evenly spaced samples as tiles with their class (`frames` pictures of each), and what could not be read."""
     places = np.linspace(0, len(split) - 1, count).astype(int).tolist()
     side, caption, gap = 96, 14, 4
     wide = frames * side
@@ -123,7 +125,7 @@ def _sheet(split: Split, classes: list[str], count: int, frames: int) -> tuple[I
         top = gap + number // columns * (side + caption + gap)
         label = int(split.labels[i])
         try:
-            for place, image in enumerate(_pictures(split.read(i)[0], frames)):
+            for place, image in enumerate(_pictures(split, i, frames)):
                 tile = _tile(image, side)
                 sheet.paste(tile, (left + place * side + (side - tile.width) // 2, top + (side - tile.height) // 2))
         except (DataError, OSError) as error:
@@ -135,10 +137,11 @@ def _sheet(split: Split, classes: list[str], count: int, frames: int) -> tuple[I
     return sheet, unreadable
 
 
-def _pictures(data: bytes, frames: int) -> list[Tensor]:
-    """The image, or frames spread evenly over the video; each (3, H, W)."""
-    if frames == 1:
-        return [decode.decode(data)]
+def _pictures(split: Split, i: int, frames: int) -> list[Tensor]:
+    """The image and its label maps, or frames spread evenly over the video; each (3, H, W)."""
+    data, extension = split.read(i)
+    if extension not in VIDEOS:
+        return [decode.decode(data), *(labelmap.picture(split.read_map(i, name)) for name in split.map_names)]
     facts = probe(data)
     indices = np.linspace(0, len(facts) - 1, frames).round().astype(np.int64)
     return list(decode_video(data, indices, facts=facts).pixels)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -38,12 +38,31 @@ class Output:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Foresight:
+    """How a method tells the tokens of a time that has not been seen: its frozen encoder, then its frozen predictor.
+
+    Places are numbered time first, then row by row, for clips of any length. What goes between the parts is the
+    method's own affair: V-JEPA 2.1 predicts from several levels side by side and shows the last one.
+    """
+
+    look: Callable[[Tensor], Tensor]  # normalised clips (B, 3, T, H, W) to what is predicted from, (B, N, L)
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, N, L), its places (B, N), places (B, K): (B, K, L)
+    show: Callable[[Tensor], Tensor]  # (B, N, L) to tokens (B, N, D) as the encoder gives them
+    grid: tuple[int, int]  # rows and columns of tokens
+    tubelet: int  # frames in a token
+    reach: int | None  # how many times the predictor's positions know; None: any
+
+
 class Method(nn.Module):
     """Base class. Subclasses define a nested dataclass ``Config`` and ``__init__(self, config, size)``."""
 
     Config: ClassVar[type]
     inputs: ClassVar[tuple[str, ...]] = ("image",)  # kinds of input it trains on: image, clip
     couples_samples: ClassVar[bool] = False  # the loss mixes samples (SIGReg, VICReg): gathered, never accumulated
+
+    phased: ClassVar[tuple[str, ...]] = ()  # keys of Config that are read anew in each step: phases may change them
+    gated: ClassVar[bool] = False  # `after_step` takes `keep`
 
     def __init__(self, config: Any, size: tuple[int, ...]) -> None:
         """`size`: of the main source, (H, W) for images and (T, H, W) for clips of T frames."""
@@ -58,6 +77,17 @@ class Method(nn.Module):
         uses must be frozen here. Those that only some use must get a gradient from every forward all the same
         (`jepa.nn.tokens.zero_of`), because DDP waits for all of them.
         """
+
+    def enter(self, config: Any, size: tuple[int, ...]) -> None:
+        """A phase of the run begins or goes on: its settings and the main source's size hold from here on.
+
+        Only the keys in `phased` differ from those that the method was built with. Whatever depends on the size, such
+        as tables of positions, is to be made for the new one; what is trained stays.
+
+        Raises:
+            ConfigError: a size that the method cannot take.
+        """
+        self.config, self.size = config, size
 
     def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> Sampler | None:
         """The mask sampler for inputs of `size` (default: the method's own), or None for a method without masks."""
@@ -76,11 +106,13 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self, values: dict[str, float]) -> None:
+    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
         """Called once after every real optimiser step (EMA update), with `schedule`'s plain values.
 
         Plain numbers, not tensors: nothing here is compiled, and foreach kernels take numbers without a copy.
-        Not called for a skipped step.
+        Not called for a skipped step; but with a loss guard only the device knows which step is one. A method that
+        sets `gated` is told: `keep` is 0-d on the device, and at 0 nothing may change (`ema.update` does that). One
+        that does not is called without it, after the host has waited for the device.
         """
 
     def encode(self, x: Tensor) -> Tensor:
@@ -90,6 +122,15 @@ class Method(nn.Module):
     def encoders(self) -> dict[str, nn.Module]:
         """The encoders to watch, by name ("context", "target"); each maps images or clips to tokens (B, N, D)."""
         raise NotImplementedError
+
+    def foresight(self, which: str, mask_token: int | None = None) -> Foresight | None:
+        """How to look ahead from one of `encoders()`; None for a method that cannot.
+
+        Args:
+            mask_token: which of the predictor's learned tokens stands for a place to predict, modulo their number;
+                None: the one that this method trains for its main source.
+        """
+        return None
 
     def exported(self) -> str:
         """Which of `encoders()` is frozen, probed and exported."""
@@ -177,4 +218,4 @@ def kind_of(size: Sequence[int]) -> str:
     return "clip" if len(size) == 3 else "image"
 
 
-__all__ = ["Method", "Output", "Schedule", "create", "kind_of", "known", "resolve"]
+__all__ = ["Foresight", "Method", "Output", "Schedule", "create", "kind_of", "known", "resolve"]

@@ -57,6 +57,9 @@ class IJEPA(Method):
 
     Config = IJEPAConfig
     config: IJEPAConfig
+    phased = ("masks", "ema", "loss", "targets")
+    gated = True
+    target: VisionTransformer
 
     def __init__(self, config: IJEPAConfig, size: tuple[int, ...]) -> None:
         super().__init__(config, size)
@@ -71,6 +74,13 @@ class IJEPA(Method):
         super().train(mode)
         self.target.eval()
         return self
+
+    def enter(self, config: IJEPAConfig, size: tuple[int, ...]) -> None:
+        """Positions are those of the phase before, interpolated to the new grid."""
+        super().enter(config, size)
+        for encoder in (self.encoder, self.target):
+            encoder.resize((size[0], size[1]))
+        self.predictor.resize(self.encoder.grid)
 
     def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
         height, width = size or self.size
@@ -107,8 +117,8 @@ class IJEPA(Method):
         predicted: Tensor = self.predictor(context, masks.context, masks.target)
         return predicted
 
-    def after_step(self, values: dict[str, float]) -> None:
-        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"])
+    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
+        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"], keep)
 
     def encode(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.target(x)

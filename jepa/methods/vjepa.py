@@ -13,6 +13,10 @@ The two differ in settings: V-JEPA 2 has rotary positions and one mask token per
 a sine-cosine table (`position.kind: sincos`) and one mask token per mask spec (`mask_token: mask`). Images go through
 the same model, each repeated to one tubelet.
 
+`targets: centred` frees the teacher's tokens of what position and the whole clip alone tell (as in ijepa.py),
+`targets: motion` of all that stays where it is. Short runs of small models on plain videos learn little of motion from
+plain targets: still background is most of what there is to predict.
+
 Shapes: B batch, T frames, H W image, N tokens, Kc_i and Kt_i visible and masked tokens of spec i, D width.
 """
 
@@ -28,7 +32,7 @@ from torch import Tensor, nn
 from jepa import ema, losses, masks
 from jepa.data import Batch
 from jepa.errors import ConfigError
-from jepa.methods.base import Method, Output, Schedule, kind_of
+from jepa.methods.base import Foresight, Method, Output, Schedule, kind_of
 from jepa.nn.attention import unpack
 from jepa.nn.positions import PositionConfig
 from jepa.nn.tokens import gather_packed
@@ -47,6 +51,7 @@ class VJEPAConfig:
     mask_token: Literal["source", "mask"] = "source"  # the predictor's mask token goes by source, or by mask spec
     ema: tuple[float, float] = (0.99925, 0.99925)  # target encoder's momentum, from the first to the last step
     loss: Literal["l1", "smooth_l1", "l2"] = "l1"  # distance of embeddings; l2 is half the squared one, as official
+    targets: Literal["plain", "centred", "motion"] = "plain"  # centred, motion: see above
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in self.ema):
@@ -59,6 +64,9 @@ class VJEPA(Method):
     Config = VJEPAConfig
     config: VJEPAConfig
     inputs = ("clip", "image")
+    phased = ("masks", "ema", "loss", "targets")
+    gated = True
+    target: VideoTransformer
 
     def __init__(self, config: VJEPAConfig, size: tuple[int, ...]) -> None:
         super().__init__(config, size)
@@ -75,9 +83,26 @@ class VJEPA(Method):
         return self
 
     def expect(self, kinds: Sequence[str]) -> None:
-        """Freezes the mask tokens that no source or mask spec uses."""
+        """Freezes the mask tokens that no source or mask spec uses.
+
+        Raises:
+            ConfigError: targets of motion where nothing can move.
+        """
+        still = "image" in kinds or self.encoder.grid[0] < 2
+        if self.config.targets == "motion" and still:
+            raise ConfigError(
+                "targets=motion needs clips of at least two time steps (data.clip.frames / method.encoder.tubelet) "
+                "and no images among the sources; use targets=centred or plain"
+            )
         specs = [len(self.config.masks.of(kind)) for kind in kinds]
         self.predictor.use_tokens(i for source, count in enumerate(specs) for i in self._mask_tokens(source, count))
+
+    def enter(self, config: VJEPAConfig, size: tuple[int, ...]) -> None:
+        """Positions are those of the phase before, interpolated to the new grid (rotary ones are made for any grid)."""
+        super().enter(config, size)
+        for encoder in (self.encoder, self.target):
+            encoder.resize(size)
+        self.predictor.resize(self.encoder.grid)
 
     def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
         size = size or self.size
@@ -100,6 +125,12 @@ class VJEPA(Method):
     def targets(self, x: Tensor, masks: masks.Masks) -> list[Tensor]:
         """Normalised teacher embeddings of the masked tokens: (B, Kt_i, D) per mask spec."""
         tokens = self.target(x)  # (B, N, D): the teacher sees the whole clip
+        if self.config.targets == "motion":
+            steps = self.encoder.grid_of(x.shape[2:])[0]
+            moved = losses.motion_targets(tokens, self.target(torch.zeros_like(x[:1])), steps)
+            return unpack(gather_packed(moved, masks.target), masks.target)
+        if self.config.targets == "centred":
+            tokens = losses.centre_targets(tokens, self.target(torch.zeros_like(x[:1])))
         # the norm is per token, so gathering first gives the same values
         rows = losses.normalise_targets(gather_packed(tokens, masks.target))
         return unpack(rows, masks.target)
@@ -111,8 +142,8 @@ class VJEPA(Method):
         predicted: list[Tensor] = self.predictor(visible, masks, grid, self._mask_tokens(source, len(visible)))
         return predicted
 
-    def after_step(self, values: dict[str, float]) -> None:
-        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"])
+    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
+        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"], keep)
 
     def encode(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.target(x)
@@ -120,11 +151,23 @@ class VJEPA(Method):
 
     def encode_levels(self, x: Tensor, after: Sequence[int]) -> list[Tensor]:
         """Normalised tokens (B, N, D) after each of these blocks (0-based, ascending) of the encoder that is probed."""
-        assert isinstance(self.target, VideoTransformer)
         return self.target.levels(x, after)
 
     def encoders(self) -> dict[str, nn.Module]:
         return {"context": self.encoder, "target": self.target}
+
+    def foresight(self, which: str, mask_token: int | None = None) -> Foresight | None:
+        token = self._mask_tokens(0, 1)[0] if mask_token is None else mask_token
+
+        def predict(seen: Tensor, at: Tensor, wanted: Tensor) -> Tensor:
+            grid = self.predictor.grid_for(wanted)
+            out: list[Tensor] = self.predictor([seen], masks.Masks([at], [wanted]), grid, [token])
+            return out[0]
+
+        return Foresight(
+            self.encoders()[which], predict, lambda tokens: tokens, self.encoder.grid[1:], self.config.encoder.tubelet,
+            self.predictor.reach,
+        )  # fmt: skip
 
     def _distance(self, predicted: list[Tensor], targets: list[Tensor]) -> Tensor:
         """Mean over mask specs of each spec's mean."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from jepa import ema, losses, masks
 from jepa.data import Batch
 from jepa.errors import ConfigError
-from jepa.methods.base import Method, Output, Schedule, kind_of
+from jepa.methods.base import Foresight, Method, Output, Schedule, kind_of
 from jepa.nn.attention import unpack
 from jepa.nn.dense import DensePredictor, MultiLevelTransformer, supervised_levels
 from jepa.nn.positions import PositionConfig
@@ -76,6 +76,7 @@ class VJEPA21Config:
     distance_per_16: bool = False  # measure that distance in units of grid side // 16 tokens
     ema: tuple[float, float] = (0.99925, 0.99925)  # target encoder's momentum, from the first to the last step
     loss: Literal["l1", "smooth_l1", "l2"] = "l1"  # distance of embeddings; l2 is half the squared one, as official
+    targets: Literal["plain", "centred"] = "plain"  # centred: less what position and the whole clip alone tell
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in self.ema):
@@ -94,6 +95,12 @@ class VJEPA21(Method):
     Config = VJEPA21Config
     config: VJEPA21Config
     inputs = KINDS
+    phased = (
+        *("masks", "ema", "loss", "targets", "context_weight", "image_context_weight", "context_warmup"),
+        *("by_distance", "distance_per_16"),
+    )
+    gated = True
+    target: MultiLevelTransformer
 
     def __init__(self, config: VJEPA21Config, size: tuple[int, ...]) -> None:
         super().__init__(config, size)
@@ -117,6 +124,13 @@ class VJEPA21(Method):
         """Freezes the parts of a modality that no source has."""
         self.encoder.use_kinds(kinds)
         self.predictor.use_kinds(kinds)
+
+    def enter(self, config: VJEPA21Config, size: tuple[int, ...]) -> None:
+        """Positions are those of the phase before, interpolated to the new grid (rotary ones are made for any grid)."""
+        super().enter(config, size)
+        for encoder in (self.encoder, self.target):
+            encoder.resize(size)
+        self.predictor.resize(self.encoder.grid)
 
     def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
         size = size or self.size
@@ -150,6 +164,8 @@ class VJEPA21(Method):
     def targets(self, x: Tensor, masks: masks.Masks) -> Sides:
         """Normalised teacher embeddings: of masked (B, Kt_i, L * D) and of visible tokens (B, Kc_i, L * D)."""
         tokens = self.target(x, fused=True)  # (B, N, L * D): the teacher sees the whole clip
+        if self.config.targets == "centred":  # level by level, because the mean is over tokens only
+            tokens = losses.centre_targets(tokens, self.target(torch.zeros_like(x[:1]), fused=True))
         both = [*masks.target, *masks.context]
         rows = losses.normalise_levels(gather_packed(tokens, both), len(self.encoder.supervised))
         found = unpack(rows, both)
@@ -173,8 +189,8 @@ class VJEPA21(Method):
         far = [losses.distance_to(target, grid) for target in masks.target]
         return [(d.gather(1, at) / unit).rsqrt() for d, at in zip(far, masks.context, strict=True)]
 
-    def after_step(self, values: dict[str, float]) -> None:
-        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"])
+    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
+        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"], keep)
 
     def encode(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.target(x)
@@ -182,11 +198,25 @@ class VJEPA21(Method):
 
     def encode_levels(self, x: Tensor, after: Sequence[int]) -> list[Tensor]:
         """Normalised tokens (B, N, D) after each of these blocks (0-based, ascending) of the encoder that is probed."""
-        assert isinstance(self.target, MultiLevelTransformer)
         return self.target.levels(x, after)
 
     def encoders(self) -> dict[str, nn.Module]:
         return {"context": self.encoder, "target": self.target}
+
+    def foresight(self, which: str, mask_token: int | None = None) -> Foresight | None:
+        """Predicts all levels from all levels; the last one is shown, as the encoder's output is the last level."""
+        token = self.config.mask_token if mask_token is None else mask_token
+        encoder = self.encoders()[which]
+
+        def predict(seen: Tensor, at: Tensor, wanted: Tensor) -> Tensor:
+            grid = self.predictor.grid_for(wanted)
+            out: Sides = self.predictor([seen], masks.Masks([at], [wanted]), grid, [token], "clip")
+            return out[0][0]
+
+        return Foresight(
+            lambda clips: encoder(clips, fused=True), predict, lambda tokens: tokens[..., -self.encoder.width :],
+            self.encoder.grid[1:], self.config.encoder.tubelet, self.predictor.reach,
+        )  # fmt: skip
 
     def _distances(self, answers: Sides, targets: Sides, nearness: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of masked and of visible tokens: the mean over mask specs of each spec's mean."""

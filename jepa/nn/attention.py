@@ -52,12 +52,28 @@ class Attention(nn.Module):
             rotary: tables of `jepa.nn.rope` for these tokens: each (1 or B, N, 1, 1, d), or (S, 1, 1, d) when packed.
             parts: of a packed x; tokens attend to those of their own sequence.
         """
-        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.heads, -1)
-        # unbinding in place, not after a permutation: the backward then writes one (B, N, 3 D) gradient, uncopied
-        q, k, v = qkv.unbind(-3) if rotary is None else turned(qkv, rotary)
+        q, k, v = self._split(x, rotary)
         mixed = _attend(q, k, v) if parts is None else _attend_apart(q, k, v, parts)
         out: Tensor = self.proj(mixed)
         return out
+
+    def weights(self, x: Tensor, rotary: Rotary | None = None, queries: Tensor | None = None) -> Tensor:
+        """softmax(q k^T / sqrt(D / h)), which `forward` never keeps: (B, N, D) to (B, h, Q, N), each row sums to 1.
+
+        Args:
+            queries: places (Q,) of the tokens that look; None: all N.
+        """
+        q, k, _ = self._split(x, rotary)
+        q = q if queries is None else q[:, queries]
+        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * q.shape[-1] ** -0.5
+        return torch.softmax(scores, dim=-1)
+
+    def _split(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (..., h, D / h), the first two turned."""
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.heads, -1)
+        # unbinding in place, not after a permutation: the backward then writes one (B, N, 3 D) gradient, uncopied
+        q, k, v = qkv.unbind(-3) if rotary is None else turned(qkv, rotary)
+        return q, k, v
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

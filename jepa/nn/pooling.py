@@ -140,3 +140,23 @@ class AttentiveClassifier(nn.Module):
         """(B, N, D) to (B, C)."""
         out: Tensor = self.linear(self.pooler(x).squeeze(1))
         return out
+
+
+class AttentiveClassifiers(nn.Module):
+    """An attentive pooler with a query for each of several questions (verb, noun, action), and a linear map for each.
+
+    V-JEPA 2's probe for action anticipation (arXiv 2506.09985, section on EPIC-KITCHENS-100).
+    """
+
+    def __init__(
+        self, width: int, heads: int, classes: tuple[int, ...], depth: int = 1, mlp_ratio: float = 4.0
+    ) -> None:
+        """`classes`: of each question. Raises ConfigError as `AttentivePooler`."""
+        super().__init__()
+        self.pooler = AttentivePooler(width, heads, depth, len(classes), mlp_ratio)
+        self.linears = nn.ModuleList(nn.Linear(width, count) for count in classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to the logits of all questions side by side, (B, sum of C)."""
+        answers = self.pooler(x).unbind(1)
+        return torch.cat([linear(one) for linear, one in zip(self.linears, answers, strict=True)], dim=1)

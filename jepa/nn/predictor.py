@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jepa.errors import ConfigError
 from jepa.nn.attention import NORM_EPS, Block, Init, init_transformer
+from jepa.nn.positions import table_for
 from jepa.nn.tokens import gather_tokens, sincos_table
 
 
@@ -42,6 +43,7 @@ class Predictor(nn.Module):
             raise ConfigError(
                 f"predictor width {config.width} is not a multiple of its heads {heads}; set predictor.heads"
             )
+        self.grid = grid
         self.predictor_embed = nn.Linear(encoder_width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("predictor_pos_embed", sincos_table(config.width, grid))
@@ -50,6 +52,11 @@ class Predictor(nn.Module):
         self.predictor_proj = nn.Linear(config.width, encoder_width)
         init_transformer(self, self.predictor_blocks, config.init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def resize(self, grid: tuple[int, int]) -> None:
+        """Positions for another token grid, interpolated."""
+        self.predictor_pos_embed = table_for(self.predictor_pos_embed, (1, *self.grid), (1, *grid)).contiguous()
+        self.grid = grid
 
     def forward(self, context: Tensor, context_at: list[Tensor], target_at: list[Tensor]) -> Tensor:
         """Predicted tokens of each target block from each context.

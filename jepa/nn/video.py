@@ -111,6 +111,17 @@ class VideoTransformer(nn.Module):
             )
         return frames // step, rows, columns
 
+    def resize(self, size: tuple[int, ...]) -> None:
+        """Be an encoder of clips or images of another size, as if it had been built for them; tables are interpolated.
+
+        Raises:
+            ConfigError: see `grid_of`.
+        """
+        grid = self.grid_of(size)
+        if self.tables is None:
+            self.pos_embed = table_for(self.pos_embed, self.grid, grid).contiguous()
+        self.size, self.grid = size, grid
+
     @overload
     def forward(self, x: Tensor, keep: None = None) -> Tensor: ...
     @overload

@@ -83,6 +83,25 @@ class VideoPredictor(nn.Module):
         for number, token in enumerate(self.mask_tokens):
             token.requires_grad_(number in used)
 
+    def resize(self, grid: Grid) -> None:
+        """Be a predictor for another token grid, as if it had been built for it; tables are interpolated."""
+        if self.tables is None:
+            self.predictor_pos_embed = table_for(self.predictor_pos_embed, self.grid, grid).contiguous()
+        self.grid = grid
+
+    @property
+    def reach(self) -> int | None:
+        """How many times along the clip its positions know; None: any, for they are rotary."""
+        return None if self.tables is not None else self.grid[0]
+
+    def grid_for(self, places: Tensor) -> Grid:
+        """The grid (times, rows, columns) that holds all these places.
+
+        A rotary grid grows along time with what is asked for; a fixed table stays its own, past whose end is nothing.
+        """
+        _, rows, columns = self.grid
+        return (self.reach or int(places.max()) // (rows * columns) + 1, rows, columns)
+
     def forward(self, visible: list[Tensor], masks: Masks, grid: Grid, token: list[int]) -> list[Tensor]:
         """Predicted tokens of every mask spec.
 

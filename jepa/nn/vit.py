@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from jepa.errors import ConfigError
 from jepa.nn.attention import NORM_EPS, Block, Init, init_transformer
+from jepa.nn.positions import table_for
 from jepa.nn.tokens import PatchEmbed, gather_tokens, sincos_table, token_grid
 
 Size = Literal["tiny", "small", "base", "large", "huge", "giant"]
@@ -69,6 +70,16 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         init_transformer(self, self.blocks, config.init)
+
+    def resize(self, image_size: tuple[int, int]) -> None:
+        """Take images of another size from here on; positions are interpolated.
+
+        Raises:
+            ConfigError: the patch does not divide it.
+        """
+        grid = token_grid(image_size, self.patch_embed.patch)
+        self.pos_embed = table_for(self.pos_embed, (1, *self.grid), (1, *grid)).contiguous()
+        self.image_size, self.grid = image_size, grid
 
     def forward(self, images: Tensor, keep: list[Tensor] | None = None) -> Tensor:
         """Normalised images (B, 3, H, W) to tokens.

@@ -4,31 +4,28 @@ As in V-JEPA 2's public evaluation code: the encoder sees the clip up to now, th
 the tokens `seconds` later, and an attentive probe reads both together and names the action that starts then. Asked for
 several steps, the predictor goes on from its own answer: the oldest tokens leave, the predicted ones take their place.
 
-Anything that predicts tokens at places fits in: a `Predict` takes context tokens and the numbers of their places, and
-the numbers of the places to predict. `predict_with` makes one of each kind of predictor here.
+How a method looks ahead is its own affair (`Method.foresight`); whatever predicts tokens at places fits in.
 
 Places are numbered time first, then row by row. A predictor with rotary positions may be asked past the clip it was
 trained on; a table of positions ends where the training did, and asking for more is an error.
 
-Shapes: B batch, t h w token grid, N = t h w context tokens, K predicted tokens of a step, D width.
+Shapes: B batch, t h w token grid, N = t h w context tokens, K predicted tokens of a step, L and D width of the tokens
+that are predicted from and of those that a probe reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jepa.errors import ConfigError
-from jepa.masks import Masks
-from jepa.nn.predictor import Predictor
+from jepa.methods.base import Foresight
+from jepa.probe.attentive import AttentiveConfig
 from jepa.probe.bootstrap import Float64
-
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # context (B, N, D), its places (B, N), places (B, K): (B, K, D)
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ class AnticipateConfig:
     steps: int = 1  # predictions, each from the one before
     encoder: bool = True  # the probe also reads the tokens of what was seen
     predictor: bool = True  # false: only those, the yardstick for what predicting adds
+    mask_token: int | None = None  # learned token that stands for what is predicted; null: the one that was trained
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0 or self.frames < 1 or self.steps < 1:
@@ -52,50 +50,49 @@ class AnticipateConfig:
 
 
 @dataclass(frozen=True)
-class Clock:
-    """How places of tokens and time go together."""
+class AnticipationConfig(AnticipateConfig):
+    """The class of what begins `seconds` after the clip ends, from seen and predicted tokens."""
 
-    fps: float  # frames a second of the clips
-    tubelet: int  # frames in a token
-    grid: tuple[int, int]  # rows and columns of tokens
+    labels: tuple[str, ...] = ()  # kinds of labels, each with a query of its own; empty: all that the data set has
+    onset: str = "onset"  # continuous target: seconds from the video's first frame to the start of the action
+    k: int = 5  # recall counts a class among the k most likely ones
+    probe: AttentiveConfig = field(default_factory=AttentiveConfig)  # size, grid and training of the attentive probe
 
-    @property
-    def area(self) -> int:
-        """Tokens at one time."""
-        return self.grid[0] * self.grid[1]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1 or len(set(self.labels)) < len(self.labels):
+            raise ConfigError(f"k={self.k}, labels={list(self.labels)}: allowed: k from 1, every kind once")
+        if self.probe.targets or not self.probe.classify:
+            raise ConfigError("probe: anticipation classifies; leave targets and classify out")
 
-    def times(self, frames: int) -> int:
-        """Times that `frames` frames take, rounded up."""
-        return -(-frames // self.tubelet)
 
-    def skipped(self, seconds: Tensor) -> Tensor:
-        """Whole times in `seconds` (B,), int64, rounded down."""
-        # a hair is added: 0.3 s at 10 frames a second are 3 frames, though the product is below 3
-        return torch.floor(seconds.double() * self.fps / self.tubelet + 1e-6).long()
+def skipped(seconds: Tensor, fps: float, tubelet: int) -> Tensor:
+    """Whole times of `tubelet` frames in `seconds` (B,), int64, rounded down."""
+    # a hair is added: 0.3 s at 10 frames a second are 3 frames, though the product is below 3
+    return torch.floor(seconds.double() * fps / tubelet + 1e-6).long()
 
 
 class Anticipator(nn.Module):
     """Clips to tokens of what was seen and of what comes `seconds` later.
 
     Args:
-        encode: clips (B, 3, T, H, W) to tokens (B, N, D), e.g. a `jepa.checkpoint.Encoder`.
-        predict: see `predict_with`.
-        known: how many times the predictor's positions reach; None: any.
+        foresight: what `Method.foresight` gives.
+        fps: frames a second of the clips.
+        normalise: applied to the clips first, e.g. an `Encoder`'s.
     """
 
     def __init__(
         self,
-        encode: Callable[[Tensor], Tensor],
-        predict: Predict,
-        clock: Clock,
+        foresight: Foresight,
+        fps: float,
         config: AnticipateConfig,
-        known: int | None = None,
+        normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.encode, self.predict, self.clock, self.config, self.known = encode, predict, clock, config, known
+        self.foresight, self.fps, self.config, self.normalise = foresight, fps, config, normalise
 
     def forward(self, clips: Tensor, seconds: Tensor | None = None) -> Tensor:
-        """Tokens (B, N + steps * K, D), seen ones first; only the parts that the configuration asks for.
+        """Tokens (B, N + steps * K, D) of clips (B, 3, T, H, W), seen ones first; only what the configuration asks for.
 
         Args:
             seconds: (B,) how far ahead for each clip; None: the configuration's.
@@ -104,82 +101,57 @@ class Anticipator(nn.Module):
             ConfigError: tokens that are no whole number of times, or times past the predictor's positions.
         """
         with torch.no_grad():
-            seen = self.encode(clips)
+            seen = self.foresight.look(clips if self.normalise is None else self.normalise(clips))
             if not self.config.predictor:
-                return seen
+                return self.foresight.show(seen)
             if seconds is None:
                 seconds = torch.full((len(seen),), self.config.seconds)
             ahead = self.future(seen, seconds.to(seen.device))
-            return torch.cat([seen, ahead], dim=1) if self.config.encoder else ahead
+            return self.foresight.show(torch.cat([seen, ahead], dim=1) if self.config.encoder else ahead)
 
     def future(self, seen: Tensor, seconds: Tensor) -> Tensor:
-        """Predicted tokens (B, steps * K, D) from seen ones (B, N, D)."""
+        """Predicted tokens (B, steps * K, L) from seen ones (B, N, L)."""
         batch, count, _ = seen.shape
-        area, times = self.clock.area, self.clock.times(self.config.frames)
+        (rows, columns), tubelet, reach = self.foresight.grid, self.foresight.tubelet, self.foresight.reach
+        area, times = rows * columns, -(-self.config.frames // tubelet)
         if count % area or not count:
-            raise ConfigError(
-                f"{count} tokens are no whole number of times of {self.clock.grid[0]} x {self.clock.grid[1]} tokens"
-            )
+            raise ConfigError(f"{count} tokens are no whole number of times of {rows} x {columns} tokens")
         asked = times * area
         if asked > count:  # a context cannot be replaced by more tokens than it has
-            raise ConfigError(
-                f"frames={self.config.frames} are more than the {count // area * self.clock.tubelet} frames seen"
-            )
-        skipped = self.clock.skipped(seconds)
-        last = count // area + int(skipped.max()) + times
-        if self.known is not None and last > self.known:
-            most = (self.known - times - count // area) * self.clock.tubelet / self.clock.fps
+            raise ConfigError(f"frames={self.config.frames} are more than the {count // area * tubelet} frames seen")
+        late = skipped(seconds, self.fps, tubelet)
+        last = count // area + int(late.max()) + times
+        if reach is not None and last > reach:
+            most = (reach - times - count // area) * tubelet / self.fps
             hint = f"at most {most:g} s ahead" if most >= 0 else "shorter clips"
             raise ConfigError(
                 f"predicting {float(seconds.max()):g} s ahead needs positions of {last} times; this predictor knows "
-                f"{self.known} (fixed tables end where training did). Use {hint}, or rotary positions"
+                f"{reach} (fixed tables end where training did). Use {hint}, or rotary positions"
             )
         places = torch.arange(count, device=seen.device).expand(batch, -1)
-        wanted = count + area * skipped[:, None] + torch.arange(asked, device=seen.device)
+        wanted = count + area * late[:, None] + torch.arange(asked, device=seen.device)
         context, found = seen, []
         for _ in range(self.config.steps):
-            found.append(self.predict(context, places, wanted))
+            found.append(self.foresight.predict(context, places, wanted))
             context = torch.cat([context[:, asked:], found[-1]], dim=1)
         return torch.cat(found, dim=1)
 
 
-def predict_with(predictor: nn.Module, grid: tuple[int, int], mask_token: int = 1) -> tuple[Predict, int | None]:
-    """A predictor of this package as a `Predict`, and how many times its positions reach (None: any).
+def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Whether the right class is among the k with the highest scores: (..., n, C) and (n,) to (..., n) bool."""
+    best = scores.topk(min(k, scores.shape[-1]), dim=-1).indices
+    return (best == labels[:, None]).any(dim=-1)
+
+
+def recall_columns(hit: Tensor, labels: Tensor) -> Float64:
+    """Columns (n, 2 C) whose sums give the class-mean recall: hits of each class that occurs, then its samples.
 
     Args:
-        predictor: one that is called (context, [places], [places]), or jepa/nn/video_predictor.py's.
-        grid: rows and columns of tokens.
-        mask_token: which learned token of a video predictor stands for a place to predict, modulo their number; 1 as
-            in V-JEPA 2's evaluation code.
+        hit: (n,) bool.
+        labels: (n,) int64; -1, not known, counts for no class.
     """
-    area = grid[0] * grid[1]
-    if isinstance(predictor, Predictor):
-        table = predictor.predictor_pos_embed
-        return lambda seen, at, wanted: predictor(seen, [at], [wanted]), table.shape[1] // area
-    model: Any = predictor
-    if not hasattr(model, "mask_tokens"):
-        return lambda seen, at, wanted: model(seen, [at], [wanted]), None
-    known = None if model.tables is not None else int(model.grid[0])
-
-    def video(seen: Tensor, at: Tensor, wanted: Tensor) -> Tensor:
-        # rotary tables are made for as many times as are asked for; fixed ones must be the predictor's own
-        times = int(wanted.max()) // area + 1 if known is None else known
-        (out,) = model([seen], Masks([at], [wanted]), (times, *grid), [mask_token % len(model.mask_tokens)])
-        return torch.as_tensor(out)
-
-    return video, known
-
-
-def recall_columns(scores: Tensor, labels: Tensor, k: int = 5) -> Float64:
-    """Columns (n, 2 C) whose sums give the class-mean recall at k: hits of each class, then samples of each class.
-
-    Args:
-        scores: (n, C) logits or probabilities.
-        labels: (n,) int64.
-    """
-    classes = scores.shape[1]
-    hit = (scores.topk(min(k, classes), dim=1).indices == labels[:, None]).any(dim=1)
-    there = torch.nn.functional.one_hot(labels, classes).double()
+    classes = torch.unique(labels[labels >= 0])
+    there = (labels[:, None] == classes).double()
     return np.asarray(torch.cat([there * hit[:, None], there], dim=1).numpy())
 
 
@@ -189,3 +161,8 @@ def class_mean_recall(sums: Float64) -> Float64:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(there > 0, hits / there, np.nan)
     return np.asarray(np.nanmean(share, axis=-1))
+
+
+def recall(hit: Tensor, labels: Tensor) -> float:
+    """Class-mean recall of hits (n,) with labels (n,)."""
+    return float(class_mean_recall(recall_columns(hit, labels).sum(axis=0)))

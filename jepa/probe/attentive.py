@@ -116,7 +116,7 @@ class Grid:
 def train_grid(
     tokens: Tokens,
     answers: Tensor,
-    outputs: int,
+    outputs: int | tuple[int, ...],
     config: AttentiveConfig,
     device: torch.device | str = "cpu",
     say: Say | None = None,
@@ -126,8 +126,9 @@ def train_grid(
 
     Args:
         tokens: (n, V, N, D).
-        answers: class numbers (n,) int64, or standardised targets (n, T).
-        outputs: C or T.
+        answers: class numbers (n,) int64, or standardised targets (n, T); class numbers (n, Q) of several questions
+            that a query each is given to, -1 where there is no answer.
+        outputs: C or T; the classes of each question.
         say: told the progress.
 
     Raises:
@@ -145,18 +146,28 @@ def train_grid(
         with _lower(place, config.precision):
             out = forward(shape, params, x.flatten(0, 1).to(place, dtype))  # (g, b V, C)
         wanted = answers[torch.from_numpy(places)].repeat_interleave(views, dim=0).to(place)
-        return _losses(out.to(dtype), wanted) / views
+        return _losses(out.to(dtype), wanted, outputs) / views
 
     fit(stack, recipe, len(tokens), tokens.walk, loss, room, say)
     return Grid(shape, stack, room, config.precision)
 
 
-def _losses(out: Tensor, wanted: Tensor) -> Tensor:
-    """Summed losses (g,) of outputs (g, m, C) for classes (m,) or targets (m, C)."""
+def _losses(out: Tensor, wanted: Tensor, outputs: int | tuple[int, ...]) -> Tensor:
+    """Summed losses (g,) of outputs (g, m, C) for classes (m,), targets (m, C) or classes of several questions (m, Q).
+
+    The losses of several questions are added up, as in V-JEPA 2's evaluation code.
+    """
+    if not isinstance(outputs, int):
+        parts = zip(torch.split(out, list(outputs), dim=2), wanted.unbind(1), strict=True)
+        return torch.stack([_losses(part, labels, part.shape[2]) for part, labels in parts]).sum(dim=0)
     if wanted.is_floating_point():
         return (out - wanted.to(out.dtype)).square().mean(dim=2).sum(dim=1)
     labels = wanted.expand(len(out), -1)
-    return F.cross_entropy(out.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).sum(dim=1)
+    return (
+        F.cross_entropy(out.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-1)
+        .view(labels.shape)
+        .sum(dim=1)
+    )
 
 
 def _lower(device: torch.device, precision: str) -> torch.autocast:
@@ -213,9 +224,9 @@ def attentive_probe(
     accuracy, loss = score(grid, *val)
     best = int(np.lexsort((loss.numpy(), -accuracy.numpy()))[0])
     if accuracy[best] < 0:
-        raise _diverged(name, config)
+        raise diverged(name, config)
     found = torch.cat([average_probabilities(out[0]) for out in grid.answers(test, best)])
-    return found, _chosen(grid, config, len(train[0]), best, float(accuracy[best]))
+    return found, chosen(grid, config, len(train[0]), best, float(accuracy[best]))
 
 
 # --- continuous targets -------------------------------------------------------------------------------------------
@@ -247,15 +258,16 @@ def attentive_regression(
     scores = scores.nan_to_num(-float("inf"))
     best = scores.argmax(dim=0)
     if bool((scores.max(dim=0).values == -float("inf")).any()):
-        raise _diverged(name, config)
+        raise diverged(name, config)
     fits = {head: predict(test, head)[0] for head in sorted(set(best.tolist()))}
     found = torch.stack([fits[head][:, t] for t, head in enumerate(best.tolist())], dim=1)
     return found, [
-        _chosen(grid, config, len(train[0]), head, float(scores[head, t])) for t, head in enumerate(best.tolist())
+        chosen(grid, config, len(train[0]), head, float(scores[head, t])) for t, head in enumerate(best.tolist())
     ]
 
 
-def _chosen(grid: Grid, config: AttentiveConfig, count: int, head: int, value: float) -> dict[str, Any]:
+def chosen(grid: Grid, config: AttentiveConfig, count: int, head: int, value: float) -> dict[str, Any]:
+    """For the result file: a head's settings, its figure on the validation split, and the ends of the grid it is at."""
     lr, decay = config.grid()[head]
     edges = [
         f"{key} {side}"
@@ -267,7 +279,8 @@ def _chosen(grid: Grid, config: AttentiveConfig, count: int, head: int, value: f
     return out | ({"at_edge": ", ".join(edges)} if edges else {})
 
 
-def _diverged(name: str, config: AttentiveConfig) -> DataError:
+def diverged(name: str, config: AttentiveConfig) -> DataError:
+    """The error when no head can be chosen."""
     return DataError(
         f"{name}: every head of the attentive probe diverged (learning rates {list(config.lr)}). Give lower ones with "
         "probes.attentive.lr=[...]"

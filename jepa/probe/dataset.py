@@ -51,20 +51,20 @@ class ProbeData:
     ridge: tuple[str, ...] = ()  # of the targets, those that the ridge probe reads
 
     @classmethod
-    def open(cls, suite: Suite, own: str) -> ProbeData:
-        """Open and check the suite's data set; `own` is the run's, used when the suite names none.
+    def open(cls, suite: Suite, own: str | Manifest) -> ProbeData:
+        """Open and check the suite's data set; `own` is the run's, used when the suite names none, or an opened one.
 
         Raises:
             ConfigError: no data set, a split that is not there, no labels or targets for a probe that needs them.
             DataError: labels or targets that cannot be probed (one class, classes missing from train, ...).
         """
-        folder = suite.dataset or own
+        folder = own.root if isinstance(own, Manifest) else suite.dataset or own
         if not folder:
             raise ConfigError(
                 "the run names no data set (data.path is empty) and neither does the suite: give dataset=FOLDER, a "
                 "folder made by `jepa data build`"
             )
-        manifest = Manifest.open(folder)
+        manifest = own if isinstance(own, Manifest) else Manifest.open(folder)
         _check_media(suite, manifest)
         for use, name in (("train", suite.splits.train), ("val", suite.splits.val), ("test", suite.splits.test)):
             if name not in manifest.splits:

@@ -27,10 +27,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.config import Duration
+from jepa.data.labelmap import VOID
 from jepa.errors import ConfigError, DataError
 from jepa.probe.bootstrap import Float64
 from jepa.probe.fit import Ints, Params, Recipe, Room, Stack, cut, fit
-from jepa.probe.maps import VOID, Maps, known_mean, patches, shares
+from jepa.probe.maps import Maps, known_mean, patches, shares
 from jepa.probe.tokens import Tokens
 
 Grid = tuple[int, int]

@@ -36,9 +36,10 @@ from jepa.probe import tokens
 from jepa.probe.clips import ClipsConfig, average_features, embed_clips
 from jepa.probe.tokens import Made, Sink, Tokens, TokensConfig
 
+Ints = npt.NDArray[np.int64]
 Embed = Callable[[Tensor], Tensor]  # uint8 (B, 3, H, W) on the device -> (B, D)
 Levels = Callable[[Tensor], list[Tensor]]  # the same images -> tokens (B, N, D) of the output, then of each layer
-Ints = npt.NDArray[np.int64]
+Alter = Callable[[Tensor, Ints], Tensor]  # clips (B, C, V, 3, T, H, W) of samples (B,) -> what the encoder sees of them
 Parts = Sequence[tuple[Split, Ints]]
 _CACHE_VERSION = 1
 
@@ -66,7 +67,7 @@ class Source:
     """Something that gives features."""
 
     name: str  # in the table: "target (step 800)", "pixels (32×32)"
-    role: Literal["run", "random", "pixels", "timm"]
+    role: Literal["run", "seen", "random", "pixels", "timm", "frames", "other", "features"]
     image_size: tuple[int, ...]  # (H, W), or (T, H, W) for clips
     identity: dict[str, Any] | None  # what determines its numbers besides the images; None: too cheap to cache
     build: Callable[[torch.device], Embed]  # made when first needed: cached features need no model
@@ -74,6 +75,8 @@ class Source:
     levels: Callable[[torch.device, tuple[int, ...]], Levels] | None = None  # tokens too, of the output and of layers
     grid: tuple[int, int] | None = None  # rows and columns of the tokens of one image
     layered: bool = True  # whether `levels` knows layers; without, its output stands for them
+    alter: Alter | None = None  # of clips, before the encoder sees them
+    stored: Callable[[Parts, Wants, FeaturesConfig], Features] | None = None  # read, not computed: see stored.py
 
     @property
     def baseline(self) -> bool:
@@ -110,6 +113,7 @@ class Extractor:
     Args:
         cache: folder of cached features, or None.
         advance: called with the number of images done, for a progress bar.
+        ends: of each split by name, the second at which the clip of each of its videos ends; None: clips all over.
     """
 
     def __init__(
@@ -120,7 +124,9 @@ class Extractor:
         interpolation: Literal["bilinear", "bicubic"] = "bilinear",
         cache: Path | None = None,
         advance: Callable[[int], None] = lambda done: None,
+        ends: dict[str, npt.NDArray[np.float64]] | None = None,
     ) -> None:
+        self.ends = ends or {}
         self.manifest, self.config, self.device = manifest, config, device
         self.interpolation = interpolation
         self.cache, self.advance = cache if config.cache else None, advance
@@ -152,6 +158,10 @@ class Extractor:
             ConfigError: layers that the source does not have.
             DataError: tokens that are not finite or too large for float16, samples that cannot be read, a full disk.
         """
+        if source.stored is not None:
+            found = source.stored(parts, wants, self.config)
+            self.advance(sum(len(indices) for _, indices in parts))
+            return found
         if not source.layered:
             wants = replace(wants, layers=())
         if source.levels is None or not (wants.layers or wants.tokens or self.config.clips):
@@ -181,10 +191,11 @@ class Extractor:
         else:
             found = eval_clips(
                 split, config.clips, (height, width), config.batch, indices=indices, workers=config.workers,
-                interpolation=self.interpolation, views=views,
+                interpolation=self.interpolation, views=views, ends=self.ends.get(split.name),
             )  # fmt: skip
         for batch in found:
-            yield batch.images.to(self.device, non_blocking=True)
+            images = batch.images.to(self.device, non_blocking=True)
+            yield images if source.alter is None else source.alter(images, batch.index.numpy())
 
     def _views(self, part: int) -> int:
         """Views of a clip; training samples, the first part, have one."""
@@ -216,6 +227,8 @@ class Extractor:
             return None
         if self.config.clips is not None:
             more |= {"clips": configuration.to_dict(self.config.clips), "views": views}
+        if split.name in self.ends:
+            more["ends"] = hashlib.blake2b(self.ends[split.name].tobytes(), digest_size=16).hexdigest()
         key = more | {
             "version": _CACHE_VERSION,
             "source": source.identity,

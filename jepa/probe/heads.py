@@ -1,6 +1,7 @@
 """G attentive probes of one shape as one computation, and how much of it fits into memory.
 
-The formulas are those of `jepa.nn.pooling.AttentiveClassifier`; tests hold the two together. What the heads share is
+The formulas are those of `jepa.nn.pooling.AttentiveClassifier`, or of `AttentiveClassifiers` for a probe with several
+queries; tests hold them together. What the heads share is
 done once, and the cross-attention is done in an order that never makes the keys and values of every token:
 
 - The queries do not depend on the input. So a head's logit of a token is one dot product of the normalised token with
@@ -11,7 +12,8 @@ done once, and the cross-attention is done in an order that never makes the keys
 - Everything else is one batched product over heads. `torch.func.vmap` over the module was 8 to 40 times slower at depth
   1 and 1.5 times at depth 4 on a CPU, for it has no rule for attention there.
 
-Shapes: B batch, N tokens, D width, h attention heads of width d = D / h, g probes, C outputs.
+Shapes: B batch, N tokens, D width, h attention heads of width d = D / h, g probes, Q queries of a
+probe, C outputs.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa import keyed
-from jepa.nn.pooling import PROBE_NORM_EPS, AttentiveClassifier
+from jepa.nn.pooling import PROBE_NORM_EPS, AttentiveClassifier, AttentiveClassifiers
 from jepa.probe.fit import Params, Room
 
 
@@ -34,10 +36,15 @@ class HeadShape:
     width: int  # D
     heads: int  # of every attention
     depth: int  # 1: cross-attention only
-    outputs: int  # classes, or targets
+    outputs: int | tuple[int, ...]  # classes, or targets; several: of each query, side by side
     mlp_ratio: float = 4.0
 
-    def module(self, seed: int) -> AttentiveClassifier:
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return 1 if isinstance(self.outputs, int) else len(self.outputs)
+
+    def module(self, seed: int) -> AttentiveClassifier | AttentiveClassifiers:
         """One probe with weights drawn from `seed`; torch's generator is left as it was.
 
         Raises:
@@ -45,7 +52,9 @@ class HeadShape:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(keyed.words("probe.attentive", seed, 0, 1)[0, 0]))
-            return AttentiveClassifier(self.width, self.heads, self.outputs, self.depth, self.mlp_ratio)
+            if isinstance(self.outputs, int):
+                return AttentiveClassifier(self.width, self.heads, self.outputs, self.depth, self.mlp_ratio)
+            return AttentiveClassifiers(self.width, self.heads, self.outputs, self.depth, self.mlp_ratio)
 
     def room(self, tokens: int, gib: float, probes: int, size: int, device: torch.device) -> Room:
         """How many samples and probes to work on at once so that training keeps about `gib` GiB for backward.
@@ -54,10 +63,10 @@ class HeadShape:
             size: bytes of one number.
         """
         d, hidden = self.width, self.width * self.mlp_ratio
-        scores = 3 * tokens * self.heads  # logits, weights, and the gradient of one of them
+        scores = 3 * tokens * self.heads * self.queries  # logits, weights, and the gradient of one of them
         # normed, qkv, mixed, sum, normed, hidden twice, sum; the sum of the next block starts from the last
         block = tokens * (7 * d + 2 * hidden)
-        each = (self.depth - 1) * block + scores + (2 * self.heads + 8) * d + 2 * hidden
+        each = (self.depth - 1) * block + scores + self.queries * ((2 * self.heads + 8) * d + 2 * hidden)
         shared = 3 * tokens * d
         if device.type == "cpu" and self.depth > 1:  # one at a time: what it works on then stays in the cache
             probes = 1
@@ -75,7 +84,7 @@ def forward(shape: HeadShape, p: Params, x: Tensor) -> Tensor:
         for i in range(1, shape.depth - 1):
             z = _block(shape, p, f"pooler.blocks.{i}.", z)
         pooled = _read_own(looked_for, z)
-    return _finish(p, pooled, values)
+    return _finish(shape, p, pooled, values)
 
 
 def _linear(x: Tensor, p: Params, name: str) -> Tensor:
@@ -131,12 +140,12 @@ _CROSS = "pooler.cross_attention_block."
 
 
 def _reading(shape: HeadShape, p: Params) -> tuple[Tensor, Tensor]:
-    """What the query looks for: u (g, h, D) on normalised tokens; and the values' weights (g, h, d, D)."""
-    query = p["pooler.query_tokens"].flatten(1, 2)  # (g, 1, D): a probe has one query
-    count, _, width = query.shape
-    q = _linear(query, p, f"{_CROSS}xattn.q").view(count, shape.heads, 1, -1)
+    """What the queries look for: u (g, Q h, D) on normalised tokens; and the values' weights (g, h, d, D)."""
+    query = p["pooler.query_tokens"].flatten(1, 2)  # (g, Q, D)
+    count, queries, width = query.shape
+    q = _linear(query, p, f"{_CROSS}xattn.q").view(count, queries, shape.heads, 1, -1)
     kv = p[f"{_CROSS}xattn.kv.weight"].view(count, 2, shape.heads, -1, width)
-    looked_for = (q @ kv[:, 0]).squeeze(2) * (width // shape.heads) ** -0.5
+    looked_for = (q @ kv[:, None, 0]).reshape(count, queries * shape.heads, width) * (width // shape.heads) ** -0.5
     return looked_for * p[f"{_CROSS}norm1.weight"].unsqueeze(1), kv[:, 1]
 
 
@@ -157,15 +166,22 @@ def _read_own(looked_for: Tensor, z: Tensor) -> Tensor:
     return pooled.view(count, batch, -1, width).transpose(1, 2)
 
 
-def _finish(p: Params, pooled: Tensor, values: Tensor) -> Tensor:
-    """Averaged tokens (g, h, B, D) and the values' weights (g, h, d, D) to outputs (g, B, C)."""
+def _finish(shape: HeadShape, p: Params, pooled: Tensor, values: Tensor) -> Tensor:
+    """Averaged tokens (g, Q h, B, D) and the values' weights (g, h, d, D) to outputs (g, B, C)."""
     count, _, batch, width = pooled.shape
-    scale, shift = (p[f"{_CROSS}norm1.{n}"].view(count, 1, 1, width) for n in ("weight", "bias"))
-    read = torch.addcmul(shift, pooled, scale) @ values.transpose(2, 3)  # (g, h, B, d): weights sum to 1
+    scale, shift = (p[f"{_CROSS}norm1.{n}"].view(count, 1, 1, 1, width) for n in ("weight", "bias"))
+    pooled = pooled.unflatten(1, (shape.queries, shape.heads))  # type: ignore[no-untyped-call]
+    read = torch.addcmul(shift, pooled, scale) @ values[:, None].transpose(3, 4)  # (g, Q, h, B, d): weights sum to 1
     bias = p[f"{_CROSS}xattn.kv.bias"].view(count, 2, 1, width)[:, 1]
-    z = p["pooler.query_tokens"].flatten(1, 2) + read.transpose(1, 2).reshape(count, batch, width) + bias
+    query = p["pooler.query_tokens"].flatten(1, 2).unsqueeze(2)  # (g, Q, 1, D)
+    z = query + read.transpose(2, 3).reshape(count, shape.queries, batch, width) + bias.unsqueeze(1)
+    z = z.flatten(1, 2)
     hidden = F.gelu(_linear(_norm(z, p, f"{_CROSS}norm2"), p, f"{_CROSS}mlp.fc1"))
-    return _linear(z + _linear(hidden, p, f"{_CROSS}mlp.fc2"), p, "linear")
+    z = z + _linear(hidden, p, f"{_CROSS}mlp.fc2")
+    if isinstance(shape.outputs, int):
+        return _linear(z, p, "linear")
+    each = z.unflatten(1, (shape.queries, batch)).unbind(1)  # type: ignore[no-untyped-call]
+    return torch.cat([_linear(x, p, f"linears.{i}") for i, x in enumerate(each)], dim=2)
 
 
 def heads_for(width: int) -> int:
@@ -173,6 +189,6 @@ def heads_for(width: int) -> int:
     return int(max(n for n in range(1, max(1, width // 64) + 1) if width % n == 0))
 
 
-def parameters(module: AttentiveClassifier) -> dict[str, Tensor]:
+def parameters(module: nn.Module) -> dict[str, Tensor]:
     """Parameters by name."""
     return {name: value.detach() for name, value in module.named_parameters()}

@@ -1,16 +1,15 @@
 """Label maps: one number for every pixel of a sample, cut and laid out as its image was for the encoder.
 
-What the data layer has to offer is the protocol `Mapped`: a split with names of maps, and a method that reads one.
-Classes are integers, with `VOID` where a pixel has none; measures (depth) are floats, not finite or <= 0 where unknown.
+A split has names of maps (`map_names`), and a method that reads one (`read_map`). Classes are integers, with `VOID`
+where a pixel has none; measures (depth) are floats, not finite or <= 0 where unknown.
 
 Shapes: n samples, H W map, h w token grid, s samples of the map along a token's side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +19,10 @@ from torch import Tensor
 from jepa.config import unknown_key
 from jepa.data import Split
 from jepa.data.augment import centre_box
+from jepa.data.labelmap import VOID
 from jepa.errors import ConfigError, DataError
 
 Ints = npt.NDArray[np.int64]
-VOID = 255  # the usual mark of a pixel without a class
-
-
-@runtime_checkable
-class Mapped(Protocol):
-    """A split whose samples have label maps."""
-
-    map_names: Sequence[str]
-
-    def read_map(self, i: int, name: str) -> npt.NDArray[Any]:
-        """The map (H, W) of sample i, as large as its decoded image: integers (classes) or floats (measures)."""
 
 
 class Maps:
@@ -48,10 +37,11 @@ class Maps:
     """
 
     def __init__(self, split: Split, index: Ints, name: str, image_size: tuple[int, int]) -> None:
-        if not isinstance(split, Mapped) or not split.map_names:
+        if not split.map_names:
             raise ConfigError(
                 f"dense probes need a label for every pixel, and data set {split.root} has none in its split "
-                f"{split.name!r}. Leave them out: probes.segmentation=null probes.depth=null"
+                f"{split.name!r}: build it with source.maps, or leave them out: probes.segmentation=null "
+                "probes.depth=null"
             )
         if name not in split.map_names:
             raise ConfigError(f"map={name}: {unknown_key(name, name, list(split.map_names))}")

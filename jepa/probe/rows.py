@@ -1,7 +1,8 @@
 """The result table: every encoder through every probe, each figure with its interval.
 
 Rows are named by their probe: ``linear`` reads the mean over the output's tokens, ``linear@3`` that of layer 3,
-``linear@last4`` the last four layers side by side, ``ridge:x`` and ``attentive:x`` the continuous target x.
+``linear@last4`` the last four layers side by side, ``ridge:x`` and ``attentive:x`` the continuous target x,
+``state:x`` the discrete target x and ``state`` their mean.
 
 Shapes: n samples, D width, T targets.
 """
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.probe.anticipate import class_mean_recall, recall_columns
+from jepa.probe.anticipation import Actions, anticipation_probe
 from jepa.probe.attentive import attentive_probe, attentive_regression
 from jepa.probe.axes import Axes, check_finite
 from jepa.probe.bootstrap import Bootstrap, Float64, Interval
@@ -26,6 +29,7 @@ from jepa.probe.knn import LAST4, Layer, knn_probe
 from jepa.probe.linear import linear_probe
 from jepa.probe.maps import Maps
 from jepa.probe.ridge import ridge_probe
+from jepa.probe.state import Scores, open_variables, state_probe
 from jepa.probe.suite import Suite
 from jepa.probe.tokens import Tokens
 
@@ -38,12 +42,18 @@ class Table:
     Args:
         device: where probes compute; must know float64.
         say: told what is being done, for a progress bar.
+        actions: what is anticipated, in a suite that does.
     """
 
     def __init__(
-        self, suite: Suite, data: ProbeData, device: torch.device, say: Callable[[str], None] | None = None
+        self,
+        suite: Suite,
+        data: ProbeData,
+        device: torch.device,
+        say: Callable[[str], None] | None = None,
+        actions: Actions | None = None,
     ) -> None:
-        self.suite, self.data, self.device, self.say = suite, data, device, say
+        self.suite, self.data, self.device, self.say, self.actions = suite, data, device, say, actions
         self.rows: list[Row] = []
         self.sources: list[dict[str, Any]] = []
         self._labelled = [part.labelled() for part in data.parts]
@@ -52,9 +62,14 @@ class Table:
         self._columns: dict[str, Float64] = {}  # of the first encoder: what a dense figure is summed from, by probe
         test, settings = data.parts[2], suite.bootstrap
         options = (settings.resamples, settings.confidence, settings.seed)
-        whole = bool(data.targets or suite.probes.segmentation or suite.probes.depth)
+        whole = bool(data.targets or suite.probes.segmentation or suite.probes.depth or actions)
         self._by_label = Bootstrap(test.originals[self._labelled[2].numpy()], *options) if data.classes else None
         self._by_sample = Bootstrap(test.originals, *options) if whole else None
+        self.state, state = None, suite.probes.state
+        if state:
+            self.state = open_variables(data.wanted(), state)
+            self._scores = Scores(test.originals, self.state.probed, options)
+            self._counts: list[Float64] = []  # of the first encoder: hits, false alarms and misses, by variable
 
     def add(self, source: Source, found: Features) -> None:
         """All rows of one encoder, from its features of the train, validation and test samples.
@@ -68,6 +83,7 @@ class Table:
         if found.tokens is not None:
             self._attentive(source, found.tokens)
             self._dense(source, found.tokens)
+            self._anticipated(source, found.tokens)
         about: dict[str, Any] = {"encoder": source.name, "role": source.role, "image_size": list(source.image_size)}
         if found.output:
             about["width"] = found.output[0].shape[1]
@@ -105,6 +121,10 @@ class Table:
             targets = self._targets(self.data.ridge)
             fit, picked = ridge_probe(axes, (placed[0], targets[0]), (placed[1], targets[1]), placed[2], probes.ridge)
             self._regressed(source, "ridge", self.data.ridge, fit.numpy(), picked)
+        if probes.state and self.state:
+            here, on = self._on_axes(source, found.output)
+            answers_of = [state_probe(here, on[0], on[1], on[2], v, probes.state) for v in self.state.probed]
+            self._stated(source, answers_of)
 
     def _with_labels(self, features: list[Tensor]) -> list[Tensor]:
         """Copies of the labelled rows only where some are not: features can be most of the memory."""
@@ -167,6 +187,23 @@ class Table:
             columns = np.stack([np.where(known, error, 0.0), known.astype(np.float64)], axis=1)
             self._summed(source, "depth", "rmse", columns, lambda s: s[:, 0] / s[:, 1], chosen)
 
+    def _anticipated(self, source: Source, tokens: list[Tokens]) -> None:
+        asked, actions = self.suite.probes.anticipation, self.actions
+        if asked is None or actions is None:
+            return
+        (train, val, test), say = tokens, self._saying(f"{source.name}, anticipation")
+        answers = anticipation_probe((train, val, test), actions, asked, self.device, source.name, say)
+        for k, (kind, answer) in enumerate(answers.items()):
+            labels, known = actions.labels[2][:, k], answer.known.numpy().astype(np.float64)
+            right = np.stack([answer.first.numpy() * known, known], axis=1)
+            row = self._summed(
+                source, f"anticipation:{kind}", "top1", right, lambda s: s[:, 0] / s[:, 1], answer.chosen
+            )
+            seen = labels[answer.known]
+            row["chance"] = float(torch.bincount(seen).max() / len(seen))
+            recalled = recall_columns(answer.top, labels)
+            self._summed(source, f"anticipation:{kind}", f"recall{asked.k}", recalled, class_mean_recall, answer.chosen)
+
     def _maps(self, source: Source, name: str) -> tuple[Maps, Maps, Maps]:
         size = (source.image_size[-2], source.image_size[-1])
         train, val, test = (Maps(part.split, part.index, name, size) for part in self.data.parts)
@@ -204,6 +241,23 @@ class Table:
             if source.baseline:
                 row["gap"] = _plain(boot.r2_gap(target[:, t], main[:, t], fit[:, t]))
 
+    def _stated(self, source: Source, answers: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        """Rows of every state variable, then of their mean."""
+        assert self.state is not None and self.suite.probes.state is not None, "a state probe without variables"
+        scores, variables = self._scores, self.state.probed
+        counts = [scores.counts(v, found) for v, (found, _) in zip(variables, answers, strict=True)]
+        self._counts = self._counts or counts
+        chance = [scores.counts(v, scores.commonest(v)) for v in variables]
+        places = [(f"state:{v.name}", [i], answers[i][1]) for i, v in enumerate(variables)]
+        for metric in self.suite.probes.state.metrics:
+            for probe, at, chosen in [("state", list(range(len(variables))), {}), *places]:
+                mine, main = [counts[i] for i in at], [self._counts[i] for i in at]
+                n = len(self.data.parts[2].index)
+                row = self._row(source, probe, metric, scores.interval(mine, metric), chosen, scores.boot, n)
+                row["chance"] = scores.interval([chance[i] for i in at], metric).value
+                if source.baseline:
+                    row["gap"] = _plain(scores.interval(main, metric, mine))
+
     def _summed(
         self,
         source: Source,
@@ -212,15 +266,16 @@ class Table:
         columns: Float64,
         statistic: Callable[[Float64], Float64],
         chosen: dict[str, Any],
-    ) -> None:
+    ) -> Row:
         """A figure that is a function of sums over test samples of `columns` (n, S)."""
         boot, wide = self._by_sample, columns.shape[1]
         assert boot is not None, "a dense probe without intervals"
-        main = self._columns.setdefault(probe, columns)
+        main = self._columns.setdefault(f"{probe} {metric}", columns)
         row = self._row(source, probe, metric, boot.of(columns, statistic), chosen, boot, len(columns))
         if source.baseline:
             both = np.concatenate([main, columns], axis=1)
             row["gap"] = _plain(boot.of(both, lambda s: statistic(s[:, :wide]) - statistic(s[:, wide:])))
+        return row
 
     def _row(
         self,

@@ -25,9 +25,12 @@ from jepa import checkpoint, config
 from jepa.checkpoint import Encoder, folder
 from jepa.config import RunConfig
 from jepa.errors import ConfigError
-from jepa.probe import layers
+from jepa.probe import anticipation, layers, stored
+from jepa.probe.anticipation import Actions
+from jepa.probe.baselines import arithmetic, other_run, reordered
 from jepa.probe.dataset import ProbeData
 from jepa.probe.features import Embed, Extractor, Levels, Source, Wants, pixels
+from jepa.probe.featureset import FeatureSet
 from jepa.probe.rows import Table
 from jepa.probe.suite import Suite, load_suite
 from jepa.probe.timm_encoder import timm_source
@@ -44,10 +47,10 @@ def probe(
     out: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Probe a run's newest checkpoint, or one checkpoint, and write the result.
+    """Probe a run's newest checkpoint, one checkpoint, or extracted features, and write the result.
 
     Args:
-        run: a run folder or RUN/checkpoints/step-N.
+        run: a run folder, RUN/checkpoints/step-N, or a folder made by `jepa extract`.
         suite: a YAML file or the name of a shipped suite; `overrides` are ``key.subkey=value`` over it.
         device: where encoders run: "auto", "cpu", "cuda", "mps".
         out: result file; default RUN/probes/SUITE.json.
@@ -65,21 +68,30 @@ def probe(
     """
     start = time.perf_counter()
     settings = load_suite(suite, overrides)
-    path = checkpoint.resolve(run, files=_FILES)
+    kept = stored.opened(run)
+    path = checkpoint.resolve(run, files=_FILES) if kept is None else kept.root
     run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
-    run_config = checkpoint.read_config(path)
-    data = ProbeData.open(settings, run_config.data.path)
-    place = _device(device)
+    run_config = checkpoint.read_config(path) if kept is None else kept.about.run_config()
+    data = ProbeData.open(settings, run_config.data.path if kept is None else stored.dataset(kept, settings))
+    asked = settings.probes.anticipation
+    if asked and kept is not None:
+        raise ConfigError(f"probes.anticipation runs the predictor too, and {run} holds features: give the run itself")
+    actions = Actions.of(data, asked) if asked else None
+    data = actions.data if actions else data
+    place = pick_device(device)
     with _progress(progress) as bar:
-        sources = _sources(path, run_config, settings)
         wants = _wants(settings)
+        sources = (
+            anticipation.sources(path, run_config, settings) if asked else _sources(path, run_config, settings, kept)
+        )
+        sources += stored.baselines(settings, wants, data.manifest)
         bar.total(len(sources) * sum(len(part.index) for part in data.parts))
         extract = Extractor(
             data.manifest, settings.features, place, run_config.data.interpolation, run_dir / "probes" / "cache",
-            bar.advance,
+            bar.advance, actions.ends if actions else None,
         )  # fmt: skip
         # probes need float64, which MPS has not
-        table = Table(settings, data, torch.device("cuda" if place.type == "cuda" else "cpu"), bar.say)
+        table = Table(settings, data, torch.device("cuda" if place.type == "cuda" else "cpu"), bar.say, actions)
         for source in sources:
             bar.say(source.name)
             found = extract.everything(source, data.wanted(), wants)
@@ -91,9 +103,10 @@ def probe(
         "protocol": settings.protocol,
         "suite": settings.name,
         "run": str(run_dir),
-        "checkpoint": path.name,
+        "checkpoint": path.name if kept is None else f"step-{kept.about.step}",
         "seed": run_config.seed,
-        "dataset": data.facts(),
+        "dataset": data.facts() | ({"anticipation": actions.facts()} if actions else {}),
+        **({"state": table.state.facts(settings.probes.state)} if table.state and settings.probes.state else {}),
         "rows": table.rows,
         "published": config.to_dict(settings.published),
         "settings": config.to_dict(settings),
@@ -106,7 +119,12 @@ def probe(
     return result
 
 
-def _device(wanted: str) -> torch.device:
+def pick_device(wanted: str) -> torch.device:
+    """The device of that name; "auto" is the fastest here.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     if wanted == "auto":
         forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")  # as in training
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -126,20 +144,28 @@ def _wants(settings: Suite) -> Wants:
     return Wants(settings.probes.pooled, settings.probes.layers(), settings.probes.tokens)
 
 
-def _sources(path: Path, run_config: RunConfig, settings: Suite) -> list[Source]:
+def _sources(path: Path, run_config: RunConfig, settings: Suite, kept: FeatureSet | None) -> list[Source]:
     """The run's encoders, then the baselines. Whatever can be refused is refused here, before anything is computed."""
-    weights = folder.manifest(path)["files"][folder.MODEL]["sha256"]
-    names: tuple[str | None, ...] = settings.features.encoders or (None,)
-    encoders = [checkpoint.load_encoder(path, which=name) for name in names]
-    for encoder in encoders:
-        layers.resolve(encoder, (*settings.probes.layers(), *settings.features.tokens.layers))
-    found = [_own(encoder, weights) for encoder in encoders]
+    if kept is not None:
+        encoders: list[Encoder] = []
+        found = [stored.source(kept, settings, _wants(settings))]
+    else:
+        weights = folder.manifest(path)["files"][folder.MODEL]["sha256"]
+        names: tuple[str | None, ...] = settings.features.encoders or (None,)
+        encoders = [checkpoint.load_encoder(path, which=name) for name in names]
+        for encoder in encoders:
+            layers.resolve(encoder, (*settings.probes.layers(), *settings.features.tokens.layers))
+        found = [_own(encoder, weights) for encoder in encoders]
+        found += [reordered(found[0], how) for how in settings.baselines.frames]
     count = settings.baselines.random
+    if count and kept is not None:
+        encoders = [checkpoint.random_encoder(run_config, run_config.seed, kept.about.which)]  # of the same kind
     for seed in range(run_config.seed, run_config.seed + count):
         found.append(_random(seed, encoders[0], "random init" if count == 1 else f"random init (seed {seed})"))
     if settings.baselines.pixels is not None:
-        height, width = encoders[0].image_size[-2:]
+        height, width = found[0].image_size[-2:]
         found.append(pixels((height, width), settings.baselines.pixels.size))
+    found += [other_run(run, settings.features.clips is not None) for run in settings.baselines.runs]
     return found + [timm_source(model) for model in settings.baselines.timm]
 
 
@@ -150,7 +176,7 @@ def _own(encoder: Encoder, weights: str) -> Source:
     def inner(device: torch.device, wanted: tuple[int, ...]) -> Levels:
         return layers.levels(encoder.to(device), wanted)
 
-    identity = {"weights": weights, "which": encoder.which, "config": _arithmetic(encoder.config)}
+    identity = {"weights": weights, "which": encoder.which, "config": arithmetic(encoder)}
     facts = {"step": encoder.step, "width": encoder.width}
     name = f"{encoder.which} (step {encoder.step})"
     return Source(name, "run", encoder.image_size, identity, build, facts, inner, layers.grid(encoder))
@@ -163,14 +189,9 @@ def _random(seed: int, like: Encoder, name: str) -> Source:
     def inner(device: torch.device, wanted: tuple[int, ...]) -> Levels:
         return layers.levels(checkpoint.random_encoder(like.config, seed, like.which).to(device), wanted)
 
-    identity = {"random": seed, "which": like.which, "config": _arithmetic(like.config)}
+    identity = {"random": seed, "which": like.which, "config": arithmetic(like)}
     facts = {"seed": seed, "width": like.width}
     return Source(name, "random", like.image_size, identity, build, facts, inner, layers.grid(like))
-
-
-def _arithmetic(run_config: RunConfig) -> dict[str, Any]:
-    """What of a run's configuration, besides its weights, changes an encoder's numbers."""
-    return {"method": run_config.method, "mean": list(run_config.data.mean), "std": list(run_config.data.std)}
 
 
 # --- around it ----------------------------------------------------------------------------------------------------

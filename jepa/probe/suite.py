@@ -5,11 +5,14 @@ a change of the program changes numbers, so figures of different protocols are n
 
 Protocol 1: features are the mean over patch tokens of the frozen encoder; the image is the largest centred box of the
 encoder's aspect, resized to its input. kNN: cosine, softmax weights, k chosen on val. Linear: L2-regularised logistic
-regression on standardised features, grid chosen on val. Ridge: closed form, penalty chosen on val. Attentive: a small
-transformer on the tokens, AdamW with a cosine down to 0, grid chosen on val; probabilities of several views of a sample
-are averaged. Segmentation and depth: a linear map of each token, enlarged bilinearly to the label's resolution. All are
-reported on test with percentile intervals of a bootstrap over originals. Accuracy and mIoU are fractions, R² is
-1 - SSE / SST, RMSE is in the label's unit. Inner layers go through the encoder's final norm.
+regression on standardised features, grid chosen on val. Ridge: closed form, penalty chosen on val. State: as linear,
+for every discrete target. Attentive: a small transformer on the tokens, AdamW with a cosine down to 0, grid chosen on
+val; probabilities of several views of a sample are averaged. Anticipation: the same with a query for each kind of
+label, on tokens of a clip that ends so many seconds before the action and on those the predictor gives for its start;
+top-1, and recall at k as the mean over the classes that occur in the test split. Segmentation and depth: a linear map
+of each token, enlarged bilinearly to the label's resolution. All are reported on test with percentile intervals of a
+bootstrap over originals. Accuracy and mIoU are fractions, R² is 1 - SSE / SST, RMSE is in the label's unit. Inner
+layers go through the encoder's final norm.
 """
 
 from __future__ import annotations
@@ -20,12 +23,15 @@ from typing import Literal
 
 from jepa import config, resources
 from jepa.errors import ConfigError
+from jepa.probe.anticipate import AnticipationConfig
 from jepa.probe.attentive import AttentiveConfig
+from jepa.probe.baselines import FrameOrder, RunBaseline
 from jepa.probe.dense import DepthConfig, SegmentationConfig
 from jepa.probe.features import FeaturesConfig
 from jepa.probe.knn import LAST4, KnnConfig
 from jepa.probe.linear import LinearConfig
 from jepa.probe.ridge import RidgeConfig
+from jepa.probe.state import StateConfig
 from jepa.probe.timm_encoder import TimmConfig
 
 PROTOCOL = "1"
@@ -57,9 +63,11 @@ class ProbesConfig:
     knn: KnnConfig | None = None  # weighted kNN of the class
     linear: LinearConfig | None = None  # linear classifier of the class
     ridge: RidgeConfig | None = None  # ridge regression of continuous targets
+    state: StateConfig | None = None  # linear classifiers of discrete targets, as in AtariARI
     attentive: AttentiveConfig | None = None  # attentive classifier of the class, or regression, on tokens
     segmentation: SegmentationConfig | None = None  # linear classifier of every pixel's class, on tokens
     depth: DepthConfig | None = None  # linear regression of every pixel's depth, on tokens
+    anticipation: AnticipationConfig | None = None  # attentive classifier of what begins after the clip's end
 
     def __post_init__(self) -> None:
         if not (self.pooled or self.tokens):
@@ -69,12 +77,12 @@ class ProbesConfig:
     @property
     def pooled(self) -> bool:
         """Whether any probe reads means over tokens."""
-        return bool(self.knn or self.linear or self.ridge)
+        return bool(self.knn or self.linear or self.ridge or self.state)
 
     @property
     def tokens(self) -> bool:
         """Whether any probe reads tokens."""
-        return bool(self.attentive or self.segmentation or self.depth)
+        return bool(self.attentive or self.segmentation or self.depth or self.anticipation)
 
     def layers(self) -> tuple[int, ...]:
         """Every layer that a probe of means reads, in the order of the suite; without the output."""
@@ -95,7 +103,10 @@ class BaselinesConfig:
 
     pixels: PixelsConfig | None = None  # raw pixels; null leaves them out, {} takes the defaults
     random: int = 1  # random initialisations of the same encoder: the run's seed, then the following ones
+    frames: tuple[FrameOrder, ...] = ()  # the same encoder on clips with shuffled frames, or with one frame held still
+    runs: list[RunBaseline] = field(default_factory=list)  # encoders of other runs; one of images sees a middle frame
     timm: list[TimmConfig] = field(default_factory=list)  # models of timm
+    features: tuple[str, ...] = ()  # folders made by `jepa extract` from the same data set, e.g. of other runs
 
     def __post_init__(self) -> None:
         if self.random < 0:
@@ -126,7 +137,7 @@ class Published:
     probe: str  # name of the probe's row, e.g. linear
     value: float  # as measured here: accuracy is a fraction
     source: str  # where it was read
-    metric: str = "top1"  # top1, r2, miou or rmse
+    metric: str = "top1"  # top1, recall5, f1_weighted, f1_macro, r2, miou or rmse
     note: str = ""  # how its protocol differs
 
 
@@ -148,6 +159,33 @@ class Suite:
         dense = [name for name in ("segmentation", "depth") if getattr(self.probes, name)]
         if dense and self.features.clips is not None:
             raise ConfigError(f"probes.{dense[0]} reads single images; leave it out, or set features.clips=null")
+        if self.baselines.frames and self.features.clips is None:
+            raise ConfigError(
+                "baselines.frames takes the order of frames away, and the suite looks at images: leave it out"
+            )
+        if self.probes.anticipation:
+            self._check_anticipation()
+
+    def _check_anticipation(self) -> None:
+        clips, others = self.features.clips, [f.name for f in fields(ProbesConfig) if getattr(self.probes, f.name)]
+        if len(others) > 1:
+            others.remove("anticipation")
+            raise ConfigError(
+                f"probes.anticipation looks at clips that end before the action, {' and '.join(others)} at all of the "
+                "video: put them into suites of their own"
+            )
+        if clips is None or clips.clips > 1 or clips.stride is not None:
+            raise ConfigError(
+                "probes.anticipation looks at one clip and counts in seconds: give features.clips with fps or duration "
+                "and clips=1, e.g. features.clips={frames: 32, fps: 8}"
+            )
+        given = self.baselines
+        if given.pixels or given.timm or given.runs or self.features.tokens.layers:
+            raise ConfigError(
+                "probes.anticipation compares with random init, with the encoder alone and on less of the clip "
+                "(baselines.random, baselines.frames), on the encoder's output: leave baselines.pixels, timm and runs, "
+                "and features.tokens.layers out"
+            )
 
 
 def load_suite(name: str | Path, overrides: list[str] | None = None) -> Suite:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 Result = dict[str, Any]
-_SHARES = {"top1", "miou"}  # metrics shown in per cent
+_SHARES = ("top", "recall", "miou")  # metrics that begin like this are shown in per cent
 
 
 def print_table(result: Result, console: Console | None = None) -> None:
@@ -29,7 +29,7 @@ def table(result: Result) -> Table:
         caption=(
             f"Chosen on {splits['val']['n']} validation samples, reported on {splits['test']['n']} test samples of "
             f"{splits['test']['originals']} originals, with {confidence:.0%} intervals by original. "
-            f"Protocol {result['protocol']}."
+            f"Protocol {result['protocol']}.{of_state(result)}"
         ),
     )
     for name, right in (("probe", False), ("encoder", False), (r"value \[interval]", True), ("trained − this", True)):
@@ -51,8 +51,24 @@ def table(result: Result) -> Table:
     return made
 
 
+def of_state(result: Result) -> str:
+    """What the state probe left out and how new its test states are, in words; empty without a state probe."""
+    state = result.get("state")
+    if not state:
+        return ""
+    names = ", ".join(f"{name} ({facts['entropy']:.2f})" for name, facts in state["left_out"].items())
+    return (
+        f" State variables left out, entropy below {state['min_entropy']:g} nats: {names or 'none'}. "
+        f"{state['known']:.1%} of the test samples have a state that a training sample has too."
+    )
+
+
 def _value(value: float, metric: str, sign: bool = False) -> str:
-    return f"{100 * value:{'+' if sign else ''}.1f} %" if metric in _SHARES else f"{value:{'+' if sign else ''}.3f}"
+    return (
+        f"{100 * value:{'+' if sign else ''}.1f} %"
+        if metric.startswith(_SHARES)
+        else f"{value:{'+' if sign else ''}.3f}"
+    )
 
 
 def _figure(ends: dict[str, Any], metric: str, sign: bool = False) -> str:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from jepa import environment
 from jepa.errors import ConfigError
-from jepa.report import gallery, numbers, record, verdict
+from jepa.report import gallery, material, numbers, record, verdict
 from jepa.report.markup import html, join
-from jepa.report.page import render
-from jepa.report.read import open_run, open_runs
+from jepa.report.page import Section, render
+from jepa.report.read import Run, open_run, open_runs
 
 
-def build_report(runs: Sequence[Path | str], out: Path | str | None = None, device: str = "cpu") -> Path:
+def build_report(
+    runs: Sequence[Path | str],
+    out: Path | str | None = None,
+    device: str = "cpu",
+    chapters: Mapping[str, Sequence[Path | str]] | None = None,
+) -> Path:
     """Write the report of one or more runs as one HTML file that needs nothing else, not even a network.
 
     Args:
         runs: run folders. Several are drawn over each other; those that differ only in seed are averaged.
         out: file to write. Default: report.html in the run's folder, or beside the first of several runs.
         device: where the encoder runs for feature maps and neighbours ("auto", "cpu", "cuda", "mps").
+        chapters: more runs by chapter name, on the same page one group after the other and not compared.
 
     Returns:
         The file written.
@@ -33,9 +37,25 @@ def build_report(runs: Sequence[Path | str], out: Path | str | None = None, devi
     Raises:
         ConfigError: not a run folder, no such device, or a file that cannot be written.
     """
-    opened, device = open_runs(runs), _device(device)
+    opened, device = open_runs(runs), material.device(device)
+    groups = {name: open_runs(paths) for name, paths in (chapters or {}).items()}
     target = Path(out) if out is not None else _default(opened[0].path, len(opened))
-    sections = [
+    sections = _sections(opened, device)
+    for name, group in groups.items():
+        intro = Section("verdict", "what came out", "", numbers.headlines(group), short="verdict")
+        sections += [_in_chapter(name, section) for section in [intro, *_sections(group, device)]]
+    title = opened[0].name if len(opened) == 1 else f"{len(opened)} runs"
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    footer = html(
+        "Made by <code>jepa report</code> from {names} on {made}. Everything is in this one file.",
+        names=", ".join(run.name for run in [*opened, *(r for group in groups.values() for r in group)]), made=made,
+    )  # fmt: skip
+    page = render(f"{title} · JEPA report", join([numbers.header(opened), record.about()]), sections, footer)
+    return _write(target, page)
+
+
+def _sections(opened: list[Run], device: str) -> list[Section]:
+    return [
         numbers.probes(opened),
         numbers.curves(opened),
         numbers.health(opened),
@@ -47,14 +67,13 @@ def build_report(runs: Sequence[Path | str], out: Path | str | None = None, devi
         record.config(opened),
         record.reproduce(opened),
     ]
-    title = opened[0].name if len(opened) == 1 else f"{len(opened)} runs"
-    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    footer = html(
-        "Made by <code>jepa report</code> from {names} on {made}. Everything is in this one file.",
-        names=", ".join(run.name for run in opened), made=made,
-    )  # fmt: skip
-    page = render(f"{title} · JEPA report", join([numbers.header(opened), record.about()]), sections, footer)
-    return _write(target, page)
+
+
+def _in_chapter(name: str, section: Section) -> Section:
+    title, short = section.title, section.short or section.title
+    return replace(
+        section, anchor=f"{name}-{section.anchor}", title=f"{name.capitalize()}: {title}", short=f"{name}: {short}"
+    )
 
 
 def summary(run: Path | str) -> dict[str, Any]:
@@ -79,16 +98,6 @@ def summaries(runs: Sequence[Path | str]) -> dict[str, Any]:
         "over_seeds": [{"runs": [r.name for r in g], "seeds": [r.config.seed for r in g], "rows": verdict.over_seeds(g)}
                        for g in groups],
     }  # fmt: skip
-
-
-def _device(wanted: str) -> str:
-    found = environment.device_type() if wanted == "auto" else wanted
-    try:
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {wanted!r} cannot be used: {reason}. Use auto, cpu, cuda or mps") from None
-    return found
 
 
 def _default(run: Path, runs: int) -> Path:

@@ -44,6 +44,7 @@ def line_chart(
     zero: bool = False,
     may_log: bool = False,
     level: tuple[float, str] | None = None,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Html:
     """A figure with lines over training steps.
 
@@ -55,6 +56,7 @@ def line_chart(
         zero: the axis reaches zero.
         may_log: take a logarithmic axis where positive values span more than a factor of 300.
         level: a horizontal line for comparison (value, label), e.g. the accuracy of guessing.
+        marks: vertical lines (step, label), e.g. where a phase of the run begins; only those inside the axes are drawn.
     """
     lines = [thin for s in series if len((thin := _thin(s)).y)]
     if not lines:
@@ -77,7 +79,9 @@ def line_chart(
     svg = html(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{label}" data-chart="{data}">{parts}</svg>',
         w=WIDTH, h=HEIGHT, label=label, data=_data(lines, axes, share),
-        parts=join([_grid(axes, y_ticks, share), _level(axes, level), *(_path(axes, s) for s in lines)]),
+        parts=join([
+            _grid(axes, y_ticks, share), _level(axes, level), _marks(axes, marks), *(_path(axes, s) for s in lines)
+        ]),
     )  # fmt: skip
     final = lines[0].y[-1]
     text = percent(final) if share else number(final, 4)
@@ -245,6 +249,23 @@ def _level(axes: _Axes, level: tuple[float, str] | None) -> Html:
         '<path class="level" d="M{a} {y}H{b}"/><text class="levellab" x="{b}" y="{ty}">{t}</text>',
         a=LEFT, b=WIDTH - RIGHT, y=f"{y:.1f}", ty=f"{y - 4:.1f}", t=level[1],
     )  # fmt: skip
+
+
+def _marks(axes: _Axes, marks: Sequence[tuple[float, str]]) -> Html:
+    parts = []
+    for step, label in marks:
+        if not axes.x_low <= step < axes.x_high:
+            continue
+        x, left = (
+            axes.x(step),
+            axes.x(step) > WIDTH * 0.7,
+        )  # a label that would leave the picture stands before the line
+        parts.append(html(
+            '<path class="level" d="M{x} {a}V{b}"/><text class="marklab{c}" x="{tx}" y="{ty}">{t}</text>',
+            x=f"{x:.1f}", a=TOP, b=HEIGHT - BOTTOM, c=" before" if left else "", tx=f"{x + (-4 if left else 4):.1f}",
+            ty=TOP + 10, t=label,
+        ))  # fmt: skip
+    return join(parts)
 
 
 def _path(axes: _Axes, series: Series) -> Html:

@@ -1,4 +1,4 @@
-"""The sections made of pictures: masks on crops, feature maps, nearest neighbours, the data card."""
+"""The sections made of pictures: masks, feature maps, attention, nearest neighbours, the data card."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import numpy as np
 
 from jepa.data import Manifest
 from jepa.errors import JepaError
-from jepa.report import material, pictures
-from jepa.report.markup import Html, count, html, image, join, number, percent
+from jepa.nn.rope import Grid
+from jepa.report import material, panels, pictures
+from jepa.report.markup import Html, count, film, html, image, join, number, percent
 from jepa.report.page import Section, missing
+from jepa.report.panels import Panel, Sample
 from jepa.report.read import Run
 
 MASKED = 6  # crops shown with their masks
 MAPPED = 9  # images shown with feature maps
+LOOKED = 6  # images shown with attention
+CLIPS = 4  # clips shown moving, in each section
+TABLES = 2  # of them also still, over time
 QUERIES = 6
 NEAREST = 6
 CONTACT = 48
@@ -22,12 +27,12 @@ DRAWN_RUNS = 4  # more runs than that get no pictures of their own
 
 
 def sections(runs: Sequence[Run], device: str) -> list[Section]:
-    """The four picture sections."""
+    """The five picture sections."""
     return [
         Section(
             "masks", "What is hidden, what must be predicted",
-            "The first training crops of the run with exactly the masks they got. The encoder sees only the patches "
-            "that are left; from them it has to predict what the target encoder says about each coloured block.",
+            "The first training samples of the run with exactly the masks they got. The encoder sees only the patches "
+            "that are left; from them it has to predict what the target encoder says about the coloured ones.",
             _each(runs, masks), "Masks",
         ),
         Section(
@@ -35,6 +40,12 @@ def sections(runs: Sequence[Run], device: str) -> list[Section]:
             "Each patch is coloured by the three directions in which patches differ most: patches of one colour look "
             "alike to the encoder. An encoder that understands gives things and background different colours.",
             _each(runs, lambda run: features(run, device)), "Features",
+        ),
+        Section(
+            "attention", "Where the encoder looks",
+            "Attention decides which patches a patch takes up information from: pale patches are looked at most, dark "
+            "ones least. Scales are stretched, so mind the figures below before reading much into a contrast.",
+            _each(runs, lambda run: attention(run, device)), "Attention",
         ),
         Section(
             "neighbours", "What the encoder finds similar",
@@ -68,86 +79,167 @@ def _each(runs: Sequence[Run], draw: Callable[[Run], Html]) -> Html:
 
 
 def masks(run: Run) -> Html:
-    """Crop, context and targets of the first samples."""
-    found = material.crops(run, MASKED)
-    if found is None:
-        return missing("This method uses no masks.")
-    blocks, size = len(found.masks.target), found.grid[0] * found.grid[1]
-    kept = found.masks.context[0].shape[1]
-    cards = []
-    for i in range(len(found.images)):
-        tiles = mask_tiles(found, i)
-        names = (
-            f"training crop number {found.g[i]}",
-            f"the same crop with all but {kept} of {size} patches hidden",
-            f"the same crop with {blocks} target blocks outlined",
-        )
-        cells = join(_image(t, alt) for t, alt in zip(tiles, names, strict=True))
-        heads = _heads("training crop", "what the encoder sees", "what it must predict") if i < 2 else Html("")
-        cards.append(html('<div class="strip three">{h}{c}</div>', h=heads, c=cells))
+    """Crop, context and targets of the first samples, for every source of the run."""
+    parts = []
+    for source in material.sources(run.config):
+        clips = (run.config.data if source == "data" else run.config.mix[source]).clip is not None
+        found = material.crops(run, CLIPS if clips else MASKED, source)
+        if found is None:
+            return missing("This method uses no masks.")
+        groups = found.groups
+        parts += [_mask_group(run, found, group, 2 if len(groups) > 1 else MASKED) for group in range(len(groups))]
+    return join(parts)
+
+
+def _mask_group(run: Run, found: material.Crops, group: int, most: int) -> Html:
+    (context, targets), of = found.groups[group], len(found.groups)
+    size, kept = int(np.prod(found.grid)), context.shape[1]
+    shown = [panels.mask_panels(found, i, group) for i in range(min(most, len(found.images)))]
+    first = group if found.paired else 0
+    names = [f"target block {n + 1}" for n in range(len(targets))] if len(targets) > 1 else ["to be predicted"]
     colours = join(
         html(
-            '<li><i style="background:rgb({c})"></i>target block {n}</li>', n=i + 1,
-            c=",".join(map(str, pictures.TARGET_COLOURS[i % len(pictures.TARGET_COLOURS)])),
+            '<li><i style="background:rgb({c})"></i>{n}</li>', n=name, c=_rgb(pictures.TARGET_COLOURS[(first + i) % 4])
         )
-        for i in range(blocks)
-    )  # fmt: skip
-    sizes = ", ".join(str(t.shape[1]) for t in found.masks.target)
+        for i, name in enumerate(names)
+    )
+    which = f"mask {group + 1} of {of}, " if of > 1 else ""
+    which += f"source {found.source}, " if run.config.mix else ""
+    held, left = [t.shape[1] for t in targets], size - kept - targets[0].shape[1]
+    if len(targets) > 1:
+        what = f"the {len(targets)} target blocks hold {', '.join(map(str, held))} patches. "
+        what += "Blocks may overlap each other, never the context."
+    else:
+        what = f"{held[0]} ({percent(held[0] / size, 0)}) are to be predicted"
+        what += f"; the other {left} are neither, so that every sample keeps equally many." if left else "."
+    body = _shown(shown, found.grid, 2, tables=1)
     return html(
-        '<ul class="swatches"><li><i style="background:rgb({g})"></i>hidden from the context encoder</li>{l}</ul>'
-        '<figure><div class="cards two">{c}</div><figcaption>Samples g = {a} to {b} of step 0, seed {s}: {k} of {n} '
-        "patches ({p}) are context, the {t} target blocks hold {z} patches. Blocks may overlap each other, never the "
-        "context.</figcaption></figure>",
-        g=",".join(map(str, pictures.HIDDEN[1])), l=colours, c=join(cards), a=found.g[0], b=found.g[-1],
-        s=run.config.seed, k=kept, n=size, p=percent(kept / size, 0), t=blocks, z=sizes,
+        '<figure class="group"><ul class="swatches"><li><i style="background:rgb({g})"></i>hidden from the context '
+        "encoder</li>{l}</ul>{c}<figcaption>Samples g = {a} to {b} of step 0, {w}seed {s}: {k} of {n} patches ({p}) "
+        "are context, {t}{m}</figcaption></figure>",
+        g=_rgb(pictures.HIDDEN[1]), l=colours, c=body, a=found.g[0],
+        b=found.g[len(shown) - 1], w=which, s=run.config.seed, k=kept, n=size, p=percent(kept / size, 0), t=what,
+        m=_steps(found.grid, shown[0], body),
     )  # fmt: skip
 
 
-def mask_tiles(found: material.Crops, i: int) -> list[pictures.Picture]:
-    """Crop, context and target tiles of sample i."""
-    crop = found.images[i]
-    return [
-        pictures.plain(crop),
-        pictures.context_tile(crop, found.masks.context[0][i], found.grid),
-        pictures.target_tile(crop, [t[i] for t in found.masks.target], found.grid),
-    ]
+def _rgb(colour: tuple[int, int, int]) -> str:
+    return ",".join(map(str, colour))
+
+
+# --- samples: cards of images, films of clips ---------------------------------------------------------------------
+
+
+def _shown(samples: Sequence[Sample], grid: Grid, headed: int, tables: int = TABLES, wide: bool = True) -> Html:
+    """A card for each sample, the first `headed` of them with headings; of clips also tables over time."""
+    cards = [_card(sample, i < headed) for i, sample in enumerate(samples)]
+    moving = panels.moments(samples) > 1
+    css = "cards two" if wide or moving else "cards"
+    still = join(_table(sample, grid) for sample in samples[:tables]) if moving else Html("")
+    return html('<div class="{css}">{c}</div>{t}', css=css, c=join(cards), t=still)
+
+
+def _card(sample: Sample, headed: bool) -> Html:
+    heads = join(html('<span class="head">{n}</span>', n=p.head) for p in sample) if headed else Html("")
+    return html('<div class="strip three">{h}{c}</div>', h=heads, c=_film(sample) if _moves(sample) else _tiles(sample))
+
+
+def _moves(sample: Sample) -> bool:
+    return panels.moments([sample]) > 1
+
+
+def _tiles(sample: Sequence[Panel]) -> Html:
+    return join(_image(panel.tiles[0], panel.alt) for panel in sample)
+
+
+def _film(sample: Sample) -> Html:
+    shots, kind = panels.film([sample], gap=6, headed=False), panels.page_format()
+    alt = "film, side by side: " + "; ".join(panel.alt for panel in sample)
+    return film(panels.encoded(shots, kind), kind, shots[len(shots) // 2], alt)
+
+
+def _table(sample: Sample, grid: Grid) -> Html:
+    """The panels of a clip as rows, its time steps as columns."""
+    names = join(html("<li>{n}</li>", n=panel.head) for panel in sample)
+    alt = "one column for each time, in rows: " + "; ".join(panel.alt for panel in sample)
+    return html(
+        '<div class="time"><ul aria-hidden="true">{n}</ul>{i}</div>',
+        n=names, i=image(panels.over_time([sample], grid, headed=False), alt),
+    )  # fmt: skip
+
+
+def _steps(grid: Grid, sample: Sample, body: Html) -> str:
+    """For captions: what a column of `_table` is, and what it all weighs; nothing for images."""
+    if not _moves(sample):
+        return ""
+    frames = count(len(sample[0].tiles) // grid[0], "frame")
+    of = f", {panels.COLUMNS} of {grid[0]} shown" if grid[0] > panels.COLUMNS else ""
+    weight = f"{number(len(body) / 1e6, 2)}\u00a0MB"
+    return f" Below the films the same over time, a column for every {frames}{of}. Both take {weight} of this page."
 
 
 def _image(picture: pictures.Picture, alt: str) -> Html:
     return image(picture, alt, "pixel" if max(picture.size) < pictures.SIDE // 2 else "")
 
 
-def _heads(*names: str) -> Html:
-    return join(html('<span class="head">{n}</span>', n=n) for n in names)
-
-
 # --- feature maps -------------------------------------------------------------------------------------------------
 
 
 def features(run: Run, device: str) -> Html:
-    """Images beside feature maps of the trained and of a random encoder."""
+    """Images or clips beside feature maps of the trained and of a random encoder."""
     if not run.checkpoints:
         return _no_checkpoint(run)
     pair = material.encoders(run, device)
-    found = material.features(run, material.manifest(run), pair, device)
-    trained, share = pictures.feature_maps(found.trained, found.grid, MAPPED)
-    untrained, share0 = pictures.feature_maps(found.untrained, found.grid, MAPPED)
-    cards = []
-    for i, (mine, other) in enumerate(zip(trained, untrained, strict=True)):
-        cells = join([
-            _image(pictures.plain(found.images[i]), f"{found.split} image"),
-            _image(mine, f"feature map of the {pair[0].which} encoder after training"),
-            _image(other, "feature map of the same encoder with random weights"),
-        ])  # fmt: skip
-        heads = _heads("image", f"{pair[0].which}, step {pair[0].step}", "random init") if i < 3 else Html("")
-        cards.append(html('<div class="strip three">{h}{c}</div>', h=heads, c=cells))
+    found = material.features(run, material.view(run), pair, device)
+    clips = found.images.ndim == 5
+    heads = f"{pair[0].which}, step {pair[0].step}", "random init"
+    shown, (share, share0) = panels.feature_panels(found, CLIPS if clips else MAPPED, heads)
+    off = "What a place in the image adds by itself is taken off first."
+    if clips:
+        off = "What a place and what the whole clip adds by itself is taken off first."
+    body = _shown(shown, found.grid, 2 if clips else 3, wide=False)
     return html(
-        '<figure><div class="cards">{c}</div><figcaption>First three principal components of patch features as red, '
-        "green and blue, fitted to {n} {s} images at once, so that a colour means the same in every picture of a "
-        "column. What a place in the image adds by itself is taken off first. The colours carry {a} of the variance "
-        "that is left (random init: {b}).</figcaption></figure>",
-        c=join(cards), n=len(found.images), s=found.split, a=percent(share, 0), b=percent(share0, 0),
+        "<figure>{c}<figcaption>First three principal components of patch features as red, green and blue, fitted to "
+        "{n} {s} {k} at once, so that a colour means the same in every picture of a column. {o} The colours carry {a} "
+        "of the variance that is left (random init: {b}).{m}</figcaption></figure>",
+        c=body, n=len(found.images), s=found.split,
+        k="clips" if clips else "images", o=off, a=percent(share, 0), b=percent(share0, 0),
+        m=_steps(found.grid, shown[0], body),
     )  # fmt: skip
+
+
+# --- attention ----------------------------------------------------------------------------------------------------
+
+
+def attention(run: Run, device: str) -> Html:
+    """Images or clips beside the attention of the last block: what all patches look at, and what one looks at."""
+    if not run.checkpoints:
+        return _no_checkpoint(run)
+    seen, encoder = material.view(run), material.trained(run, device)
+    found = material.attention(run, seen, encoder, device, CLIPS if len(seen.data.size) == 3 else LOOKED)
+    shown, (received, chosen) = panels.attention_panels(found, len(found.images))
+    heads = found.chosen.shape[1]
+    by_head = panels.head_panels(found, 0)
+    each = _table(by_head, found.grid) if _moves(by_head) else _head_strip(by_head)
+    more = f", {len(by_head) - 1} shown" if heads > len(by_head) - 1 else ""
+    body = _shown(shown, found.grid, 2, tables=1)
+    return html(
+        "<figure>{c}<figcaption>Block {l} of {d} of the {w} encoder (step {t}), mean over {h}. 1 is an even share for "
+        "each of {n} patches; from dark to pale the middle goes from {r0} to {r1}, the right from {c0} to {c1}. The "
+        "framed patch is the middle one{i}.{m}</figcaption></figure>"
+        '<figure class="group">{e}<figcaption>The first of them by head{o}: what the framed patch looks at, each head '
+        "on a scale of its own.</figcaption></figure>",
+        c=body, l=found.layer + 1, d=found.depth, w=encoder.which, t=encoder.step,
+        h=count(heads, "head"), n=int(np.prod(found.grid)), r0=number(received[0], 2), r1=number(received[1], 2),
+        c0=number(chosen[0], 2), c1=number(chosen[1], 2), i=" of the middle time" if found.grid[0] > 1 else "",
+        m=_steps(found.grid, shown[0], body), e=each, o=more,
+    )  # fmt: skip
+
+
+def _head_strip(sample: Sample) -> Html:
+    heads = join(html('<figure>{i}<figcaption>{n}</figcaption></figure>', i=_image(p.tiles[0], p.alt), n=p.head)
+                 for p in sample)  # fmt: skip
+    return html('<div class="strip heads">{h}</div>', h=heads)
 
 
 def _no_checkpoint(run: Run) -> Html:
@@ -161,11 +253,11 @@ def neighbours(run: Run, device: str) -> Html:
     """Queries with their nearest training images, right and wrong by class label."""
     if not run.checkpoints:
         return _no_checkpoint(run)
-    data = material.manifest(run)
-    encoder, _ = material.encoders(run, device)
-    found = material.pools(run, data, encoder, device, QUERIES)
+    seen, encoder = material.view(run), material.trained(run, device)
+    data = seen.manifest
+    found = material.pools(run, seen, encoder, device, QUERIES)
     near, cosines = pictures.nearest(found.queries, found.bank, NEAREST)
-    shown = material.pictures(run, data, run.config.data.split, found.bank_index[near.flatten().numpy()])
+    shown = material.pictures(seen, run.config.data.split, found.bank_index[near.flatten().numpy()])
     rows, right, judged = [], 0, 0
     for q in range(len(near)):
         label = int(found.query_labels[q])
@@ -224,7 +316,7 @@ def card(run: Run) -> Html:
         originals = len(np.unique(split.originals))
         labelled = np.asarray(split.labels)
         classes = len(np.unique(labelled[labelled >= 0]))
-        words = count(len(split), "image")
+        words = count(len(split), data.media)
         words += f" from {count(originals, 'original')}" if originals != len(split) else ""
         words += f", {count(classes, 'class', 'classes')}" if classes else ", no labels"
         rows.append((f"split {name}", words))
@@ -236,14 +328,14 @@ def card(run: Run) -> Html:
         rows.append(("classes", ", ".join(data.classes[:20]) + more))
     rows += [("note", note) for note in data.notes]
     if data.bad_count:
-        rows.append(("left out when built", count(data.bad_count, "image")))
+        rows.append(("left out when built", count(data.bad_count, data.media)))
     table = join(html("<tr><th>{k}</th><td>{v}</td></tr>", k=k, v=v) for k, v in rows)
     split = data.split(run.config.data.split)
     index = material.spread(len(split), min(CONTACT, len(split)), run)
-    images = material.pictures(run, data, split.name, index)
+    images = material.pictures(material.View(data, split, run.config.data), split.name, index)
     sheet = pictures.contact_sheet(images, columns=12)
     return html(
         '<div class="panel scroll"><table class="data"><tbody>{t}</tbody></table></div><figure class="sheet">{i}'
-        "<figcaption>{n} training images, drawn by seed.</figcaption></figure>",
-        t=table, n=len(images), i=image(sheet, f"contact sheet of {len(images)} training images"),
+        "<figcaption>{n} training {m}s, drawn by seed.</figcaption></figure>",
+        t=table, n=len(images), m=data.media, i=image(sheet, f"contact sheet of {len(images)} training {data.media}s"),
     )  # fmt: skip

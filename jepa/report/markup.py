@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Iterable
 
-from PIL import Image
+from PIL import Image, features
 
 
 class Html(str):
@@ -34,15 +34,30 @@ def join(parts: Iterable[object], separator: str = "") -> Html:
 
 
 def image(picture: Image.Image, alt: str, css: str = "") -> Html:
-    """An <img> with the picture inside the page: PNG, or JPEG where that is much smaller (photographs)."""
+    """An <img> with the picture inside the page: PNG, or where that is much smaller (photographs) JPEG, or WebP if the
+    picture is transparent."""
     kind, data = "png", _encode(picture, "png")
-    if len(data) > 30_000:
-        jpeg = _encode(picture, "jpeg")
-        if 3 * len(jpeg) < len(data):  # a smaller gain is not worth the ringing around enlarged pixels and outlines
-            kind, data = "jpeg", jpeg
+    if len(data) > 30_000 and (picture.mode != "RGBA" or features.check("webp")):
+        lossy = "webp" if picture.mode == "RGBA" else "jpeg"
+        other = _encode(picture, lossy)
+        if 3 * len(other) < len(data):  # a smaller gain is not worth the ringing around enlarged pixels and outlines
+            kind, data = lossy, other
     return html(
         '<img class="{css}" width="{w}" height="{h}" alt="{alt}" src="data:image/{kind};base64,{text}">',
         css=css, w=picture.width, h=picture.height, alt=alt, kind=kind, text=base64.b64encode(data).decode("ascii"),
+    )  # fmt: skip
+
+
+def film(data: bytes, kind: str, still: Image.Image, alt: str) -> Html:
+    """An animation ("webp" or "gif") inside the page; who asks for less motion, or prints, gets one still picture."""
+    quiet = io.BytesIO()
+    still.save(quiet, kind, quality=80)
+    first, second = (base64.b64encode(x).decode("ascii") for x in (quiet.getvalue(), data))
+    return html(
+        '<picture class="film"><source media="(prefers-reduced-motion: reduce), print" '
+        'srcset="data:image/{kind};base64,{still}"><img width="{w}" height="{h}" alt="{alt}" '
+        'src="data:image/{kind};base64,{text}"></picture>',
+        kind=kind, still=first, w=still.width, h=still.height, alt=alt, text=second,
     )  # fmt: skip
 
 
@@ -50,6 +65,8 @@ def _encode(picture: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     if kind == "png":
         picture.save(buffer, "PNG", optimize=True)
+    elif kind == "webp":
+        picture.save(buffer, "WEBP", quality=85)
     else:
         picture.convert("RGB").save(buffer, "JPEG", quality=88, subsampling=0)
     return buffer.getvalue()
@@ -81,10 +98,10 @@ def percent(value: float, decimals: int = 1) -> str:
 
 
 def measure(value: float, metric: str) -> str:
-    """A probe's figure: accuracies in per cent, R² with two decimals, everything else as a number."""
-    if metric.startswith("top") or metric == "miou":
+    """A probe's figure: accuracies in per cent, R² and F1 with three decimals, everything else as a number."""
+    if metric.startswith(("top", "recall", "miou")):
         return percent(value)
-    return _minus(f"{value:.3f}") if metric == "r2" and math.isfinite(value) else number(value)
+    return _minus(f"{value:.3f}") if metric.startswith(("r2", "f1")) and math.isfinite(value) else number(value)
 
 
 def duration(seconds: float) -> str:

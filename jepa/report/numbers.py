@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jepa.report import verdict
 from jepa.report.charts import COLOURS, Interval, Series, interval_table, line_chart
-from jepa.report.markup import Html, count, duration, html, join, measure, number, percent
+from jepa.report.markup import Html, count, duration, html, join, measure, number
 from jepa.report.page import Section, missing
 from jepa.report.read import Run, is_number
 from jepa.report.verdict import Contest, Row
@@ -59,8 +59,13 @@ CURVES = {
 
 def header(runs: Sequence[Run]) -> Html:
     """Title, verdict and headline tiles."""
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
+    return html('<p class="kicker">JEPA training report</p><h1>{t}</h1>{v}', t=title, v=headlines(runs))
+
+
+def headlines(runs: Sequence[Run]) -> Html:
+    """Verdict and headline tiles."""
     if len(runs) > 1:
-        title = f"{len(runs)} runs side by side"
         items = join(
             html(
                 '<li><i class="swatch s{c}"></i><b>{n}</b>: {t} {b}</li>',
@@ -70,15 +75,12 @@ def header(runs: Sequence[Run]) -> Html:
         )  # fmt: skip
         words = html('<ul class="runs">{items}</ul>', items=items)
     else:
-        title = runs[0].name
         first = next(iter(verdict.headlines(runs[0])), None)
         words = html(
             '<p class="verdict">{t} {p}</p><p>{b}</p>',
             t=verdict.headline(runs[0]), p=_comparison(first) if first else "", b=_badge(runs[0]),
         )  # fmt: skip
-    return html(
-        '<p class="kicker">JEPA training report</p><h1>{t}</h1>{words}{tiles}', t=title, words=words, tiles=_tiles(runs)
-    )
+    return join([words, _tiles(runs)])
 
 
 def _comparison(contest: Contest) -> str:
@@ -189,7 +191,11 @@ def _probe_chart(runs: Sequence[Run], found: list[tuple[Run, Contest]]) -> Html:
     if sizes:
         caption += f" Measured on {number(max(sizes))} test images."
     chance = next((float(r["chance"]) for _, c in found for r in c.own + c.baselines if r.get("chance")), None)
-    level = (chance, f"always naming the commonest class ({percent(chance)})") if chance is not None else None
+    level = (
+        (chance, f"always naming the commonest class ({measure(chance, contest.metric)})")
+        if chance is not None
+        else None
+    )
     return interval_table(title, rows, caption, share=contest.metric.startswith("top"), level=level)
 
 
@@ -297,11 +303,16 @@ def curves(runs: Sequence[Run]) -> Section:
         body = missing("No training step has been logged yet.", f"jepa train {runs[0].path / 'config.yaml'} --resume")
         return Section("curves", "Training curves", lead, body, "Curves")
     charts = [
-        line_chart(title, _curve(runs, key), caption, may_log=key in ("loss", "grad_norm"))
+        line_chart(title, _curve(runs, key), caption, may_log=key in ("loss", "grad_norm"), marks=_phases(runs))
         for key, (title, caption) in CURVES.items()
         if any(run.curve(key)[1] for run in runs)
     ]
     return Section("curves", "Training curves", lead, html('<div class="grid">{c}</div>', c=join(charts)), "Curves")
+
+
+def _phases(runs: Sequence[Run]) -> list[tuple[float, str]]:
+    """Where phases begin, each once however many runs have it."""
+    return list(dict.fromkeys(mark for run in runs for mark in run.phases()))
 
 
 def _curve(runs: Sequence[Run], key: str) -> list[Series]:
@@ -331,12 +342,14 @@ def health(runs: Sequence[Run]) -> Section:
         body = missing("No health numbers were recorded; set monitor.every (for example monitor.every={steps: 100}).")
         return Section("health", "Health", lead, body)
 
+    marks = _phases(runs)
+
     def charts(quantities: dict[str, tuple[str, str, bool]]) -> Html:
         found = []
         for quantity, (title, caption, share) in quantities.items():
             mine = [k for k in keys if k.rpartition("/")[2] == quantity]
             if mine:
-                found.append(line_chart(title, _together(runs, mine), caption, share=share, zero=True))
+                found.append(line_chart(title, _together(runs, mine), caption, share=share, zero=True, marks=marks))
         return html('<div class="grid">{c}</div>', c=join(found)) if found else Html("")
 
     others = [k for k in dict.fromkeys(k.rpartition("/")[2] for k in keys) if k not in HEALTH | MORE_HEALTH]
@@ -364,10 +377,14 @@ def speed(runs: Sequence[Run]) -> Section:
         body = missing("No throughput has been logged yet; it appears with the first lines of metrics.jsonl.")
         return Section("speed", "Speed", lead, body)
     charts = [
-        line_chart("Images per second", _series(runs, "images_per_s"), "Images trained on in each second.", zero=True),
+        line_chart(
+            "Images per second", _series(runs, "images_per_s"), "Images trained on in each second.", zero=True,
+            marks=_phases(runs),
+        ),
         line_chart(
             "Share of time waiting for data", _series(runs, "data_wait"),
             "Near 0 % the processor is always busy; a large share calls for more data.workers.", share=True, zero=True,
+            marks=_phases(runs),
         ),
     ]  # fmt: skip
     return Section("speed", "Speed", lead, html('<div class="grid">{c}</div>', c=join(charts)))

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ class Run:
         return found
 
     @property
+    def newest(self) -> RunConfig:
+        """In force at the newest checkpoint, whose encoder is shown: in another phase sizes may differ."""
+        if not self.config.phases or not self.checkpoints:
+            return self.config
+        return checkpoint.read_config(self.path / checkpoint.folder.FOLDER / f"step-{self.checkpoints[-1]}")
+
+    def phases(self) -> list[tuple[float, str]]:
+        """(step, name) of every change of phase: where the one before ended."""
+        lines = [line for line in self.lines if is_number(line.get("loss")) and isinstance(line.get("phase"), str)]
+        return [(float(a["step"]), b["phase"]) for a, b in pairwise(lines) if a["phase"] != b["phase"]]
+
+    @property
     def steps_done(self) -> int:
         """Optimiser steps that are known to be over: by the newest line or checkpoint, whichever is later."""
         logged = [int(line["step"]) for line in self.lines if is_number(line.get("loss"))]
@@ -72,7 +85,12 @@ class Run:
 
     @property
     def samples_done(self) -> int:
-        return self.steps_done * self.config.train.batch
+        """Of the main source. Lines say how many, because phases may differ in their batch."""
+        seen = max(
+            (line for line in self.lines if is_number(line.get("g"))), key=lambda line: line["step"], default=None
+        )
+        done, seen_g = (int(seen["step"]), int(seen["g"])) if seen is not None else (0, 0)
+        return seen_g + max(0, self.steps_done - done) * self.config.train.batch
 
 
 def is_number(value: Any) -> bool:

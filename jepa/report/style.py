@@ -67,7 +67,7 @@ min-width:0}
 .grid.two{grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}
 .chart{position:relative}.chart>svg{display:block;width:100%;height:auto;overflow:visible;touch-action:pan-y}
 .chart text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
-.ylab{text-anchor:end}.xlab{text-anchor:middle}.xname,.levellab{text-anchor:end}
+.ylab,.before{text-anchor:end}.xlab{text-anchor:middle}.xname,.levellab{text-anchor:end}
 path.rule{stroke:var(--grid);stroke-width:1;fill:none}
 path.level{stroke:var(--soft);stroke-dasharray:3 3;stroke-width:1}
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}.d1{stroke-dasharray:5 3}
@@ -115,6 +115,12 @@ overflow-wrap:anywhere}
 .cards.two .strip{max-width:560px}
 .strip{display:grid;gap:.35rem}.strip img,.sheet img{display:block;width:100%;height:auto;border-radius:5px}
 .strip.three{grid-template-columns:repeat(3,1fr)}
+.film{grid-column:1/-1}.film img{background:none}
+.time{display:grid;grid-template-columns:7.5rem minmax(0,max-content);gap:.7rem;margin-top:1rem;max-width:860px}
+.time ul{display:grid;grid-auto-rows:1fr;align-items:center;list-style:none;margin:0;padding:0;text-align:right;
+font-size:.76rem;line-height:1.25;color:var(--soft)}
+.time img{display:block;width:100%;height:auto}
+.group{margin-top:1.6rem}
 .strip .head{font-size:.76rem;color:var(--soft);line-height:1.25;align-self:end}
 .pixel{image-rendering:pixelated}
 .hood{display:grid;grid-template-columns:1fr .15fr repeat(6,1fr);gap:.35rem;align-items:start;
@@ -132,6 +138,7 @@ font-size:.86rem}
 .swatches i{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.4em;
 vertical-align:-.06em}
 .sheet{margin-top:1rem}.sheet img{max-width:760px}
+.strip.heads{grid-template-columns:repeat(auto-fill,minmax(88px,1fr));max-width:860px;margin-top:1rem}
 .missing{color:var(--soft);border-left:3px solid var(--line);padding:.3rem 0 .3rem .9rem}
 .callout{border-left:3px solid var(--warn);background:var(--warnwash);padding:.6rem .95rem;
 border-radius:0 8px 8px 0;

@@ -18,9 +18,9 @@ from rich.console import Console
 from jepa import cli
 from jepa.bench import photos
 from jepa.bench.data import DataSettings, bare, bare_packed, bench_data, in_memory
+from jepa.bench.extract import ExtractSettings, bench_extract
 from jepa.bench.masks import MasksSettings, bench_masks
 from jepa.bench.matmul import Sweep
-from jepa.bench.memory import Meter
 from jepa.bench.plain import PlainIJEPA
 from jepa.bench.result import Result, interleaved, pick_device
 from jepa.bench.step import Ours, StepSettings, bench_step
@@ -184,12 +184,22 @@ def test_the_baseline_learns_the_same_way() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_meter_sees_memory() -> None:
-    with Meter(CPU) as low:
-        torch.ones(10)
-    with Meter(CPU) as high:
-        torch.ones(2**26)  # 256 MiB
-    assert low.megabytes is not None and high.megabytes is not None
-    assert high.megabytes - low.megabytes > 200
+    """In a process of its own: there, nothing else grows or shrinks meanwhile."""
+    program = """
+import torch
+from jepa.bench.memory import Meter
+
+CPU = torch.device("cpu")
+marks = []
+for size in (10, 2**27, 10):  # the second is 512 MiB
+    with Meter(CPU) as meter:
+        torch.ones(size)
+    marks.append(meter.megabytes)
+before, with_tensor, after = marks
+assert with_tensor - before > 400, marks
+assert with_tensor - after > 400, marks
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -210,3 +220,14 @@ print(left_after_freeing() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 100
+
+
+def test_extract_figures_agree() -> None:
+    result = bench_extract(
+        ExtractSettings(size="tiny", depth=1, image_size=32, images=8, batch=4, rounds=1, tokens=True), "cpu"
+    )
+    assert result["share"] == pytest.approx(result["extract"] / result["encoder"])
+    assert result["cpu_share"] == pytest.approx(result["cpu_extract"] / result["cpu_encoder"])
+    assert 5 * 192 * 2 < result["bytes_per_image"] < 5 * 192 * 2 + 4000  # 4 tokens and their mean, fp16
+    with pytest.raises(ConfigError, match="images=2 must be at least one batch"):
+        bench_extract(ExtractSettings(images=2, batch=4))

@@ -194,6 +194,7 @@ def test_a_bad_sample_is_replaced_and_written_down_before_use(damaged: Path, tmp
     assert seen == 6, "two epochs hold each bad sample twice"
     entries = lines(tmp_path / "run")
     assert len(entries) == 6 and {e["index"] for e in entries} == {3, 11, 30}
+    assert len({e["substitute"] for e in entries}) > 3, "each slot has a substitute of its own"
     assert all(e["reason"] and "part-00" in str(e["place"]) and e["substitute"] not in (3, 11, 30) for e in entries)
 
 

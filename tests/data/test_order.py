@@ -51,6 +51,9 @@ def test_epochs_and_seeds_differ() -> None:
     first, second = order(np.arange(n)), order(np.arange(n, 2 * n))
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, Order(4, np.array([50, 50, 50]), 2)(np.arange(n)))
+    one_block, one_each = Order(3, np.array([50]), 1), Order(3, np.ones(50, dtype=np.int64), 1)
+    for whole in (one_block(np.arange(100)), one_each(np.arange(100))):  # shuffled in a block, and by shards alone
+        assert not np.array_equal(whole[:50], whole[50:])
 
 
 def test_samples_are_shuffled_inside_blocks_of_neighbouring_shards() -> None:

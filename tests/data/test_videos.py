@@ -130,7 +130,7 @@ def test_broken_videos_are_counted_and_all_broken_is_an_error(videos: Path, tmp_
     assert "empty" in reasons["run/0.mp4"] and "min_frames=2" in reasons["jump/0.mp4"]
     for path in videos.rglob("*.mp4"):
         path.write_bytes(b"no video")
-    with pytest.raises(DataError, match="none of the 6 images|none of the 6"):
+    with pytest.raises(DataError, match="none of the 6 images or videos of split"):
         made(tmp_path / "none", f"source.path={videos}")
 
 
@@ -164,22 +164,18 @@ def test_images_and_videos_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_moving_digits_move_as_their_targets_say(tmp_path: Path) -> None:
-    config = moving_digits.Config(clutter=0, spin=0.0, speed=(1.0, 1.0), frames=6)
-    make = moving_digits.Maker(config)
-    seen = 0
+    config = moving_digits.Config(clutter=0, gradient=0.0, spin=0.0, speed=(1.0, 1.0), frames=6)
+    make, straight = moving_digits.Maker(config), 0
     for i in range(12):
         sample = make(("train", i))
-        vx, vy, speed, spin, x, y = sample.targets
-        assert speed == pytest.approx(1 / 40) and spin == 0 and np.hypot(vx, vy) == pytest.approx(speed)
+        vx, vy, speed, spin, x, _ = sample.targets
+        assert speed == pytest.approx(1 / 40) and spin == 0 and np.hypot(vx, vy) <= speed + 1e-9
+        straight += np.hypot(vx, vy) == pytest.approx(speed)
         frames = np.asarray(sample.image, dtype=np.float64)
-        moved = np.abs(frames - frames[0])[-1].sum()
-        end = np.array([x, y]) + 5 * np.array([vx, vy])
-        if end.min() > 0.3 and end.max() < 0.7:  # no bounce: the digit's centre of mass moves by the velocity
-            light = np.abs(frames - np.median(frames, axis=(1, 2), keepdims=True)).mean(-1)
-            light = np.where(light > 25, light, 0)
-            columns = np.arange(40)[None, :]
-            places = [(light[t] * columns).sum() / light[t].sum() for t in (0, 5)]
-            assert places[1] - places[0] == pytest.approx(5 * vx * 40, abs=0.7)
-            seen += 1
-        assert moved > 0
-    assert seen >= 2
+        light = np.abs(frames - np.median(frames, axis=(1, 2), keepdims=True)).mean(-1)
+        light = np.where(light > 25, light, 0)
+        columns = np.arange(40) + 0.5
+        places = (light * columns).sum(axis=(1, 2)) / light.sum(axis=(1, 2))  # the digit's centre of mass
+        assert places[-1] - places[0] == pytest.approx(5 * vx * 40, abs=0.7)
+        assert places.mean() == pytest.approx(40 * x, abs=3.0)
+    assert 2 <= straight < 12, "some bounce, some do not"

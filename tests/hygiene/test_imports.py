@@ -8,21 +8,24 @@ from pathlib import Path
 from tests.hygiene.tree import PACKAGE, modules
 
 # Top to bottom. A file may import from its own entry and from those above it, never from one below.
-TRAINING = ("environment", "interrupt", "rundir", "progress", "cost", "launch")  # parts of the training loop
+TRAINING = ("environment", "interrupt", "rundir", "progress", "record", "cost", "guard", "prepare", "launch")
 ORDER = (
-    *("errors", "keyed", "resources", "config", "data", "masks", "nn", "losses", "ema", "methods", "optim"),
-    *("checkpoint", "export", "monitor", "probe", "plan", *TRAINING, "train", "slurm", "report", "bench", "doctor"),
-    *("demo", "terminal", "cli", "__main__"),
+    *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
+    *("methods", "optim"),
+    *("checkpoint", "export", "monitor", "probe", "plan", *TRAINING, "extract", "train", "slurm", "report", "bench"),
+    *("doctor", "demo", "terminal", "options", "cli_bench", "cli", "__main__"),
 )
 
 # Who may import inside functions, and what. "*" is anything: the command line stays light that way.
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli.py": {"*"},
+    "cli_bench.py": {"*"},
+    "options.py": {"jepa.config"},  # likewise
     "__init__.py": {"jepa.checkpoint"},  # jepa.load_encoder, looked up on first use
     "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without
     "data/sources/digits.py": {"sklearn.datasets"},  # half a second for the embedded data set alone
     "doctor.py": {"torch", "PIL", "jepa.data"},  # looks at installations in which these do not import
-    "terminal.py": {"rich.console"},  # a tenth of a second that `jepa --help` does without
+    "terminal.py": {"rich.console", "jepa.doctor"},  # a tenth of a second that `jepa --help` does without
     "methods/base.py": {"jepa.methods"},  # the package it lists
 }
 OPTIONAL = {
@@ -31,6 +34,12 @@ OPTIONAL = {
     "av",
     "torchcodec",
     "decord",
+    "pyarrow",
+    "huggingface_hub",
+    "datasets",
+    "fsspec",
+    "gymnasium",
+    "ale_py",
 }  # extras: any file may import them where they are used
 PLATFORM = {"fcntl", "resource"}  # modules that only some operating systems have
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,17 @@ from torch import Tensor, nn
 
 from jepa.config import Duration
 from jepa.errors import ConfigError
+from jepa.methods.base import Foresight
 from jepa.nn.predictor import Predictor, PredictorConfig
 from jepa.probe.anticipate import (
     AnticipateConfig,
+    AnticipationConfig,
     Anticipator,
-    Clock,
     class_mean_recall,
-    predict_with,
+    in_top,
+    recall,
     recall_columns,
+    skipped,
 )
 from jepa.probe.attentive import AttentiveConfig, attentive_probe
 from jepa.probe.tokens import Held
@@ -52,7 +57,16 @@ def predictor() -> Predictor:
     return Predictor(PredictorConfig(depth=1, width=8, heads=2), WIDTH, 2, (TABLE * GRID[0], GRID[1]))
 
 
-CLOCK = Clock(fps=4.0, tubelet=TUBELET, grid=GRID)
+def sight(encoder: nn.Module, predict: Any, grid: tuple[int, int] = GRID, reach: int | None = None) -> Foresight:
+    """Foresight without a method: a predictor of this package takes a list of places for each mask spec."""
+    if isinstance(predict, nn.Module):
+        model, reach = predict, TABLE if isinstance(predict, Predictor) else None
+        return Foresight(encoder, lambda s, at, w: model(s, [at], [w]), lambda x: x, grid, TUBELET, reach)
+    return Foresight(encoder, predict, lambda x: x, grid, TUBELET, reach)
+
+
+def anticipator(encoder: nn.Module, predict: Any, config: AnticipateConfig, **more: Any) -> Anticipator:
+    return Anticipator(sight(encoder, predict, **more), 4.0, config)
 
 
 def clips(count: int, frames: int = 6) -> Tensor:
@@ -66,7 +80,7 @@ def test_places_asked_for(encoder):
         calls.append((seen, at, wanted))
         return torch.full((*wanted.shape, WIDTH), float(len(calls)))
 
-    model = Anticipator(encoder, predict, CLOCK, AnticipateConfig(frames=3, steps=2))
+    model = anticipator(encoder, predict, AnticipateConfig(frames=3, steps=2))
     x = clips(2)
     out = model(x, torch.tensor([0.0, 1.1]))
     seen = encoder(x)
@@ -85,23 +99,35 @@ def test_places_asked_for(encoder):
     ("encoder_too", "predictor_too", "count"), [(True, True, 24), (False, True, 6), (True, False, 18)]
 )
 def test_what_the_probe_reads(encoder, predictor, encoder_too, predictor_too, count):
-    predict, known = predict_with(predictor, GRID)
     config = AnticipateConfig(seconds=0.5, encoder=encoder_too, predictor=predictor_too)
-    model = Anticipator(encoder, predict, CLOCK, config, known)
-    assert known == TABLE and model(clips(3)).shape == (3, count, WIDTH)
+    assert anticipator(encoder, predictor, config)(clips(3)).shape == (3, count, WIDTH)
+
+
+def test_what_is_predicted_from_and_what_is_shown_may_differ(encoder, predictor):
+    """As with V-JEPA 2.1, whose predictor works on several levels side by side."""
+    plain = sight(encoder, predictor)
+
+    def predict(seen: Tensor, at: Tensor, wanted: Tensor) -> Tensor:
+        return torch.cat([plain.predict(seen[..., :WIDTH], at, wanted)] * 3, dim=2)
+
+    levels = Foresight(
+        lambda x: torch.cat([encoder(x)] * 3, dim=2), predict, lambda x: x[..., -WIDTH:], GRID, TUBELET, TABLE
+    )
+    for config in (AnticipateConfig(seconds=0.5), AnticipateConfig(predictor=False), AnticipateConfig(0.0, steps=2)):
+        x, brighter = clips(2), lambda c: c + 1
+        want = Anticipator(plain, 4.0, config)(x + 1)
+        torch.testing.assert_close(Anticipator(levels, 4.0, config, brighter)(x), want)
 
 
 def test_the_predictor_is_asked_as_it_was_trained(encoder, predictor):
-    predict, known = predict_with(predictor, GRID)
-    model = Anticipator(encoder, predict, CLOCK, AnticipateConfig(seconds=0.5, encoder=False), known)
+    model = anticipator(encoder, predictor, AnticipateConfig(seconds=0.5, encoder=False))
     x = clips(2)
     at, wanted = (torch.arange(a, b).expand(2, -1) for a, b in ((0, 18), (24, 30)))  # one time is left out
     torch.testing.assert_close(model(x), predictor(encoder(x), [at], [wanted]), atol=1e-6, rtol=0)
 
 
 def test_each_clip_has_its_own_time(encoder, predictor):
-    predict, known = predict_with(predictor, GRID)
-    model = Anticipator(encoder, predict, CLOCK, AnticipateConfig(encoder=False), known)
+    model = anticipator(encoder, predictor, AnticipateConfig(encoder=False))
     x = clips(2)
     both = model(x, torch.tensor([0.0, 0.5]))
     for i, seconds in enumerate((0.0, 0.5)):
@@ -110,14 +136,12 @@ def test_each_clip_has_its_own_time(encoder, predictor):
 
 def test_times_are_whole_and_rounded_down():
     seconds = torch.tensor([0.0, 0.49, 0.5, 0.99, 1.0, 1.3])
-    assert CLOCK.skipped(seconds).tolist() == [0, 0, 1, 1, 2, 2]
-    assert Clock(10.0, 1, GRID).skipped(torch.tensor([0.1, 0.3, 0.7])).tolist() == [1, 3, 7]  # in spite of rounding
-    assert [CLOCK.times(n) for n in (1, 2, 3, 4)] == [1, 1, 2, 2]
+    assert skipped(seconds, 4.0, TUBELET).tolist() == [0, 0, 1, 1, 2, 2]
+    assert skipped(torch.tensor([0.1, 0.3, 0.7]), 10.0, 1).tolist() == [1, 3, 7]  # in spite of rounding
 
 
 def test_past_the_end_of_a_table(encoder, predictor):
-    predict, known = predict_with(predictor, GRID)
-    model = Anticipator(encoder, predict, CLOCK, AnticipateConfig(seconds=1.0), known)
+    model = anticipator(encoder, predictor, AnticipateConfig(seconds=1.0))
     assert model(clips(1)).shape == (1, 24, WIDTH)
     with pytest.raises(ConfigError, match="needs positions of 7 times; this predictor knows 6.*at most 1 s ahead"):
         model(clips(1), torch.tensor([1.5]))
@@ -126,14 +150,16 @@ def test_past_the_end_of_a_table(encoder, predictor):
 
 
 def test_what_does_not_fit(encoder, predictor):
-    predict, _ = predict_with(predictor, GRID)
     with pytest.raises(ConfigError, match="frames=9 are more than the 6 frames seen"):
-        Anticipator(encoder, predict, CLOCK, AnticipateConfig(frames=9))(clips(1))
+        anticipator(encoder, predictor, AnticipateConfig(frames=9))(clips(1))
     with pytest.raises(ConfigError, match="18 tokens are no whole number of times of 5 x 5"):
-        Anticipator(encoder, predict, Clock(4.0, 2, (5, 5)), AnticipateConfig())(clips(1))
+        anticipator(encoder, predictor, AnticipateConfig(), grid=(5, 5))(clips(1))
     for values in ({"seconds": -1.0}, {"frames": 0}, {"steps": 0}, {"encoder": False, "predictor": False}):
         with pytest.raises(ConfigError):
             AnticipateConfig(**values)
+    for values in ({"k": 0}, {"labels": ("a", "a")}, {"probe": AttentiveConfig(targets=("x",))}):
+        with pytest.raises(ConfigError):
+            AnticipationConfig(**values)
 
 
 class Linear(nn.Module):
@@ -158,10 +184,9 @@ def test_the_class_of_a_later_frame_is_read_through_the_predictor(encoder):
     red = start[:, None] + pace[:, None] * times
     x = red.repeat_interleave(TUBELET, dim=1).view(500, 1, 6, 1, 1).expand(-1, 3, -1, 4, 6)
     labels = (start + pace * 5 > 0.5).long()  # 1 s are 2 times behind the end, which is time 2: time 5 begins there
-    predict, known = predict_with(Linear(), GRID)
     right = []
     for config in (AnticipateConfig(encoder=False), AnticipateConfig(predictor=False)):
-        tokens = Anticipator(encoder, predict, CLOCK, config, known)(x)
+        tokens = anticipator(encoder, Linear(), config)(x)
         tokens = tokens[:, -6:]  # only the last time, of either
         parts = [(Held(tokens[a:b].unsqueeze(1)), labels[a:b]) for a, b in ((0, 250), (250, 350), (350, 500))]
         probe = AttentiveConfig(heads=1, lr=(1e-2,), weight_decay=(0.01,), duration=Duration(steps=80), batch=64)
@@ -173,9 +198,15 @@ def test_the_class_of_a_later_frame_is_read_through_the_predictor(encoder):
 def test_class_mean_recall_is_scikit_learns():
     rng = np.random.default_rng(0)
     scores, labels = torch.tensor(rng.random((60, 7))), torch.tensor(rng.integers(0, 6, 60))  # class 6 never occurs
-    found = class_mean_recall(recall_columns(scores, labels, k=1).sum(axis=0))
+    first = in_top(scores, labels, 1)
     want = recall_score(labels, scores.argmax(dim=1), labels=np.arange(6), average="macro", zero_division=0)
-    assert float(found) == pytest.approx(want)
-    five = recall_columns(scores, labels)
-    assert float(class_mean_recall(five.sum(axis=0))) > float(found)
-    assert float(class_mean_recall(recall_columns(scores, labels, k=99).sum(axis=0))) == 1.0
+    assert recall(first, labels) == pytest.approx(want)
+    assert recall(in_top(scores, labels, 5), labels) > want and recall(in_top(scores, labels, 99), labels) == 1.0
+
+
+def test_recall_is_of_classes_and_leaves_out_what_is_not_known():
+    hit, labels = torch.tensor([1, 1, 0, 0, 1, 1]).bool(), torch.tensor([2, 2, 2, 5, -1, -1])
+    columns = recall_columns(hit, labels)
+    assert columns.sum(axis=0).tolist() == [2, 0, 3, 1] and recall(hit, labels) == pytest.approx(1 / 3)
+    resampled = np.stack([columns.sum(axis=0), columns[:3].sum(axis=0)])  # the second without any sample of class 5
+    assert class_mean_recall(resampled).tolist() == pytest.approx([1 / 3, 2 / 3])

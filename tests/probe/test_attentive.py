@@ -127,6 +127,9 @@ def test_choice_follows_validation_and_edges_are_named():
     assert chosen["val"] == float(accuracy.max())
     side = "low" if chosen["weight_decay"] == 0.01 else "high"
     assert chosen["at_edge"] == f"lr high, weight_decay {side}"
+    # where the head that learned is always wrong on the validation split, another one is taken
+    _, chosen = attentive_probe((held(x), y), (held(xv), (yv + 1) % PLACES), held(xv), PLACES, config)
+    assert chosen["lr"] < 1e-2
 
 
 def test_views_are_trained_on_one_by_one_and_averaged_in_the_test():

@@ -15,13 +15,13 @@ from jepa.probe.bootstrap import Bootstrap
 def test_value_is_the_plain_mean_and_lies_in_the_interval():
     rng = np.random.default_rng(0)
     right = rng.random(500) < 0.3
-    found = Bootstrap(np.arange(500)).mean(right)
+    found = Bootstrap(np.arange(500), resamples=20_000).mean(right)
     assert found.value == pytest.approx(right.mean(), abs=1e-12)
     assert found.low < found.value < found.high
     # the textbook normal interval, 1.96 * sqrt(p (1 - p) / n) on either side
     half = 1.96 * np.sqrt(found.value * (1 - found.value) / 500)
-    assert found.low == pytest.approx(found.value - half, abs=0.006)
-    assert found.high == pytest.approx(found.value + half, abs=0.006)
+    assert found.low == pytest.approx(found.value - half, abs=0.003)
+    assert found.high == pytest.approx(found.value + half, abs=0.003)
 
 
 def test_correlated_clusters_widen_the_interval_as_the_design_effect_says():

@@ -17,6 +17,7 @@ from torch import Tensor
 from jepa.checkpoint import random_encoder
 from jepa.config import Duration
 from jepa.data import Manifest, Split, eval_batches
+from jepa.data.labelmap import VOID
 from jepa.errors import ConfigError, DataError
 from jepa.probe.dense import (
     DepthConfig,
@@ -30,7 +31,7 @@ from jepa.probe.dense import (
     overlaps,
     segmentation_probe,
 )
-from jepa.probe.maps import VOID, Mapped, Maps, known_mean, nearest, patches, shares
+from jepa.probe.maps import Maps, known_mean, nearest, patches, shares
 from jepa.probe.tokens import Held
 from tests.tiny import run_config
 
@@ -222,7 +223,7 @@ def test_scale_is_that_of_all_tokens():
 
 def test_data_without_maps(probe_data, splits):
     plain = Manifest.open(probe_data).splits["val"]
-    assert isinstance(splits["val"], Mapped) and not isinstance(plain, Mapped)
+    assert list(splits["val"].map_names) == ["class", "depth", "odd"] and plain.map_names == []
     with pytest.raises(ConfigError, match=r"need a label for every pixel.*probes.segmentation=null probes.depth=null"):
         Maps(plain, np.arange(3), "class", (20, 20))
     with pytest.raises(ConfigError, match="unknown key 'clas'. Did you mean 'class'"):

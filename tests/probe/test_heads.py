@@ -33,10 +33,11 @@ def stacked(modules: list[AttentiveClassifier], dtype: torch.dtype) -> Params:
     return {name: torch.stack([one[name] for one in found]).to(dtype) for name in found[0]}
 
 
+@pytest.mark.parametrize("outputs", [CLASSES, (CLASSES, 2, 3)])
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outputs_and_gradients_are_those_of_the_modules(depth, dtype):
-    shape = HeadShape(WIDTH, 3, depth, CLASSES)
+def test_outputs_and_gradients_are_those_of_the_modules(depth, dtype, outputs):
+    shape = HeadShape(WIDTH, 3, depth, outputs)
     modules = [shape.module(seed).to(dtype) for seed in range(3)]
     for seed, module in enumerate(modules):
         sharp(module, seed)
@@ -97,6 +98,32 @@ def test_each_head_of_the_grid_ends_where_it_ends_alone(depth, dtype, tolerance)
         torch.testing.assert_close(outs[head], alone(x).detach(), atol=tolerance, rtol=0)
     spread = (outs[:, None] - outs[None]).abs().amax(dim=(2, 3))
     assert spread[spread > 0].min() > 10 * tolerance, "the settings do not tell the heads apart"
+
+
+def test_several_questions_add_up_and_leave_out_what_is_not_known():
+    """Each with a query and a linear map of its own; the loss is the sum of their cross-entropies."""
+    x, first = problem()
+    answers = torch.stack([first, first.clamp(max=1)], dim=1)
+    answers[::3, 1] = -1
+    one = AttentiveConfig(**{**vars(CONFIG), "depth": 1, "lr": (5e-3,), "weight_decay": (0.01,)})
+    grid = train_grid(Held(x.unsqueeze(1).double()), answers, (CLASSES, 2), one, dtype=torch.float64)
+    module = grid.shape.module(one.seed).double()
+    recipe = one.recipe(len(x))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=5e-3, weight_decay=0.01)
+    for step, places in enumerate(order(len(x), recipe.batch, recipe.steps, one.seed)):
+        at = torch.from_numpy(places)
+        optimizer.param_groups[0]["lr"] = optim.warmup_cosine(
+            step, start=recipe.start_lr, peak=5e-3, final=0.0, warmup=recipe.warmup, total=recipe.steps
+        )
+        optimizer.zero_grad()
+        out, wanted = module(x[at].double()), answers[at]
+        known = wanted[:, 1] >= 0
+        loss = F.cross_entropy(out[:, :CLASSES], wanted[:, 0], reduction="sum")
+        loss = loss + F.cross_entropy(out[known, CLASSES:], wanted[known, 1], reduction="sum")
+        (loss / len(at)).backward()
+        optimizer.step()
+    found = forward(grid.shape, grid.stack.params(), x.double())[0]
+    torch.testing.assert_close(found, module(x.double()).detach(), atol=1e-10, rtol=0)
 
 
 def test_a_head_loads_into_the_module():

@@ -12,7 +12,15 @@ from jepa.probe.attentive import AttentiveConfig
 from jepa.probe.linear import LinearConfig
 from jepa.probe.suite import Suite, load_suite
 
-BENCHMARKS = ("ssv2", "k400", "diving48", "imagenet-attentive", "ade20k", "nyuv2")  # of token probes, on others' data
+BENCHMARKS = (
+    "ssv2",
+    "k400",
+    "diving48",
+    "ek100",
+    "imagenet-attentive",
+    "ade20k",
+    "nyuv2",
+)  # of token probes, on others' data
 
 
 @pytest.mark.parametrize("name", resources.names("eval"))
@@ -23,7 +31,12 @@ def test_shipped_suites_load(name):
         assert suite.probes.tokens and suite.published
         rows = {("attentive", "top1"), ("segmentation", "miou"), ("depth", "rmse")}
         asked = {(r, m) for r, m in rows if getattr(suite.probes, r)}
+        asked |= {("anticipation:action", "recall5")} if suite.probes.anticipation else set()
         assert {(p.probe, p.metric) for p in suite.published} == asked  # shown beside the rows of the suite
+    elif suite.probes.anticipation:
+        assert suite.baselines.random >= 1 and suite.probes.anticipation.predictor
+    elif suite.probes.state:
+        assert suite.baselines.random >= 1 and suite.features.clips is not None
     else:
         assert suite.probes.linear is not None and len(suite.probes.linear.heads()) in (4, 12, 24)
         assert suite.baselines.random >= 1
@@ -84,6 +97,18 @@ def test_the_demo_suite_asks_for_what_the_demo_claims():
     assert suite.probes.knn and suite.probes.linear and suite.probes.ridge
     assert suite.probes.ridge.targets == ("x", "y")
     assert suite.baselines.pixels is not None
+
+
+def test_the_anticipation_suite_is_v_jepa_2s():
+    """32 frames at 8 a second, 1 s ahead, one predicted tubelet, a probe of depth 4 with 16 heads, recall at 5."""
+    suite = load_suite("ek100")
+    asked, clips = suite.probes.anticipation, suite.features.clips
+    assert (asked.seconds, asked.frames, asked.steps, asked.k) == (1.0, 2, 1, 5) and asked.encoder and asked.predictor
+    assert (clips.frames, clips.fps, clips.clips) == (32, 8, 1)
+    assert (asked.probe.depth, asked.probe.heads, asked.probe.duration.epochs) == (4, 16, 20)
+    assert asked.probe.lr == (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
+    figures = {p.encoder: p.value for p in suite.published}
+    assert figures["V-JEPA 2 ViT-L"] == 0.327 and figures["V-JEPA 2.1 ViT-G (2B)"] == 0.408
 
 
 def test_published_figures_are_fractions_with_a_source():

@@ -17,11 +17,11 @@ from jepa.data import Manifest, eval_clips
 from jepa.data.build import build
 from jepa.data.video.write import Coding, write
 from jepa.errors import ConfigError
-from jepa.methods import base
-from jepa.probe.anticipate import AnticipateConfig, Anticipator, Clock, predict_with
+from jepa.probe.baselines import RunBaseline, hold_frame, other_run, shuffle_frames
 from jepa.probe.run import probe
 from jepa.probe.terminal import print_table
 from jepa.train import train
+from tests import tiny
 
 SUITE = """
 probes:
@@ -110,27 +110,46 @@ def test_views_are_averaged_in_the_test(clip_run, suite):
     assert {r["probe"] for r in found["rows"]} >= {"knn", "attentive", "attentive:vx"}
 
 
-@pytest.mark.parametrize("kind", ["rope", "sincos"])
-def test_anticipation_through_a_trained_video_predictor(clip_run, videos, kind):
-    split = Manifest.open(videos).splits["test"]
-    settings = config.build(RunConfig, config.override(RUN, [f"method.position.kind={kind}", f"data.path={videos}"]))
-    torch.manual_seed(0)
-    method = base.create(settings.method, settings.data.size).eval()
-    encode = load_encoder(clip_run) if kind == "rope" else method.encode
-    predict, known = predict_with(method.predictor, (3, 3))
-    assert known == (None if kind == "rope" else 2)  # rotary positions reach any time
-    (batch,) = eval_clips(split, settings.data.clip, (24, 24), 3, np.arange(3))
-    clips = batch.images[:, 0, 0] if kind == "rope" else batch.images[:, 0, 0].float() / 255
-    model = Anticipator(encode, predict, Clock(8.0, 2, (3, 3)), AnticipateConfig(seconds=0.5), known)
-    if known:
-        with pytest.raises(ConfigError, match="needs positions of 5 times; this predictor knows 2"):
-            model(clips)
-        return
-    tokens = model(clips, torch.tensor([0.5, 0.5, 0.0]))
-    assert tokens.shape == (3, 18 + 9, 24)
-    # half a second on, and right away: the same tokens asked for other places
-    at = torch.arange(18).expand(3, -1)
-    wanted = torch.stack([torch.arange(36, 45), torch.arange(36, 45), torch.arange(18, 27)])
-    torch.testing.assert_close(tokens[:, 18:], predict(encode(clips), at, wanted), atol=1e-6, rtol=0)
-    sooner = model(clips, torch.zeros(3))
-    torch.testing.assert_close(sooner[2], tokens[2], atol=1e-5, rtol=0)
+# --- baselines that see less of a video ---------------------------------------------------------------------------
+
+
+def test_shuffled_and_still_clips_are_what_they_say():
+    clips = torch.arange(2 * 1 * 1 * 3 * 6 * 2 * 2, dtype=torch.uint8).view(2, 1, 1, 3, 6, 2, 2)
+    index = np.array([4, 9])
+    mixed = shuffle_frames(clips, index)
+    for before, after in zip(clips, mixed, strict=True):  # the same frames, whole, in another order
+        old, new = (x.movedim(3, 0).reshape(6, -1).tolist() for x in (before, after))
+        assert sorted(old) == sorted(new) and old != new
+    assert torch.equal(shuffle_frames(clips[1:], index[1:]), mixed[1:]), "the order goes by the sample, not the batch"
+    held = hold_frame(clips, index)
+    assert all(torch.equal(held[..., t, :, :], clips[..., 3, :, :]) for t in range(6))
+
+
+def test_the_same_encoder_on_less_of_the_clip(clip_run, suite):
+    found = probe(clip_run, suite, ["baselines.frames=[shuffled, still]"], progress=False)
+    rows = {(r["encoder"], r["probe"]): r for r in found["rows"]}
+    for name in ("target, frames shuffled", "target, one frame held"):
+        assert {p for e, p in rows if e == name} >= {"knn", "ridge:speed", "attentive", "attentive:vx"}
+        assert rows[name, "attentive:vx"]["value"] != rows["target (step 3)", "attentive:vx"]["value"]
+        assert "gap" in rows[name, "attentive:vx"] and rows[name, "knn"]["baseline"] is True
+    again = probe(clip_run, suite, ["baselines.frames=[shuffled, still]"], progress=False)
+    assert again["rows"] == found["rows"]
+    with pytest.raises(ConfigError, match=r"baselines.frames takes the order of frames away"):
+        probe(clip_run, suite, ["baselines.frames=[still]", "features.clips=null"], progress=False)
+
+
+def test_an_image_encoder_sees_the_middle_frame(clip_run, videos, suite, tmp_path, tiny_data):
+    """Its rows equal those of the same encoder on clips whose frames are all the middle one."""
+    image_run = tmp_path / "images"
+    train(tiny.run_config(tiny_data, "data.image_size=24", "train.duration.steps=3"), image_run, quiet=True)
+    given = [f"baselines.runs=[{{path: {image_run}}}]", "baselines.random=0", "baselines.pixels=null"]
+    found = probe(clip_run, suite, given, progress=False)
+    (name,) = {r["encoder"] for r in found["rows"] if r["role"] == "other"}
+    assert name == "images (target, step 3, one frame)"
+    encoder, manifest = load_encoder(image_run), Manifest.open(videos)
+    (batch,) = eval_clips(manifest.split("test"), ClipConfig(frames=4, stride=1, clips=2), (24, 24), 64)
+    source = other_run(RunBaseline(str(image_run)), clips=True)
+    pooled = source.build(torch.device("cpu"))(batch.images[:, 0, 0])
+    torch.testing.assert_close(pooled, encoder.pool(batch.images[:, 0, 0, :, 2]))
+    with pytest.raises(ConfigError, match=r"encodes clips, and the suite looks at images"):
+        other_run(RunBaseline(str(clip_run)), clips=False)

@@ -147,3 +147,12 @@ def test_numbers_read_well() -> None:
     assert [duration(v) for v in (2.5, 437, 9000, 400000)] == [
         "2.5\u00a0s", "7.28\u00a0min", "2.5\u00a0h", "4.63\u00a0days",
     ]  # fmt: skip
+
+
+def test_a_mark_stands_at_its_step_and_keeps_its_label_inside() -> None:
+    chart = str(line_chart("t", [Series("a", [0, 100], [1, 2])], marks=[(25, "warm"), (90, "cool"), (100, "after")]))
+    found = re.findall(r'd="M([\d.]+) \d+V\d+"/><text class="(marklab[^"]*)" x="([\d.]+)" y="\d+">(\w+)<', chart)
+    assert [row[3] for row in found] == ["warm", "cool"], "none at the end, where nothing follows"
+    for step, (at, css, label, _) in zip((25, 90), found, strict=True):
+        assert float(at) == pytest.approx(LEFT + step / 100 * (WIDTH - LEFT - RIGHT), abs=0.06)
+        assert (float(label) < float(at)) == css.endswith("before") == (step == 90)

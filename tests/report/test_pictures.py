@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from jepa.data import Manifest, TrainData, make_loader
 from jepa.errors import ConfigError
-from jepa.report import material, pictures, save_pictures
+from jepa.report import material, pictures
 from jepa.report.read import open_run
-from tests.report.conftest import Runs
+from tests.report.conftest import Runs, digest
 
 GRID = (5, 4)
 
@@ -73,19 +71,59 @@ def test_feature_maps_tell_kinds_of_patches_apart_wherever_they_lie() -> None:
     kind = torch.randint(0, 2, (32, 20), generator=generator)  # two kinds of patches, strewn at random
     place = 50 * torch.randn(1, 20, 8, generator=generator)  # what a place adds, far larger than the kinds
     tokens = place + torch.eye(8)[kind] + 0.01 * torch.randn(32, 20, 8, generator=generator)
-    maps, share = pictures.feature_maps(tokens, GRID, show=4)
+    maps, share = pictures.feature_maps(tokens, (1, *GRID), show=4)
     assert len(maps) == 4 and 0.9 < share <= 1
-    for i, picture in enumerate(maps):
+    for i, (picture,) in enumerate(maps):
         red = np.asarray(picture)[:, :, 0].reshape(-1).astype(int)  # the first component
         first, second = red[kind[i].numpy() == 0], red[kind[i].numpy() == 1]
         assert abs(first.mean() - second.mean()) > 150 and max(first.std(), second.std()) < 60
-    again, _ = pictures.feature_maps(tokens, GRID, show=4)
-    assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(maps, again, strict=True))
+    again, _ = pictures.feature_maps(tokens, (1, *GRID), show=4)
+    assert all((np.asarray(a[0]) == np.asarray(b[0])).all() for a, b in zip(maps, again, strict=True))
 
 
 def test_feature_maps_of_a_collapsed_encoder_are_plain_and_no_error() -> None:
-    maps, share = pictures.feature_maps(torch.ones(4, 20, 8), GRID, show=2)
-    assert share == 0 and all(len(np.unique(np.asarray(m).reshape(-1, 3), axis=0)) == 1 for m in maps)
+    for foreground in (False, True):
+        maps, share = pictures.feature_maps(torch.ones(4, 20, 8), (1, *GRID), show=2, foreground=foreground)
+        assert share == 0 and all(len(np.unique(np.asarray(m).reshape(-1, 3), axis=0)) == 1 for (m,) in maps)
+
+
+def test_the_foreground_is_coloured_and_the_rest_is_black() -> None:
+    generator = torch.Generator().manual_seed(0)
+    middle = torch.zeros(5, 4, dtype=torch.bool)
+    middle[1:4, 1:3] = True
+    thing = (torch.rand(32, 20, generator=generator) < 0.4) & middle.flatten()  # things lie inside, not at the edges
+    tokens = 8 * thing[..., None] * torch.eye(8)[0] + torch.randn(32, 20, 8, generator=generator)
+    maps, _ = pictures.feature_maps(tokens, (1, *GRID), show=32, foreground=True)
+    coloured = torch.stack([torch.from_numpy(np.asarray(m).copy()).flatten(0, 1).any(dim=1) for (m,) in maps])
+    assert float((coloured == thing).float().mean()) > 0.97
+    whole, _ = pictures.feature_maps(tokens, (1, *GRID), show=32)
+    assert np.mean([np.asarray(m).any(axis=2).mean() for (m,) in whole]) > 0.99
+
+
+def test_what_moves_in_a_clip_is_coloured_not_what_the_clip_is_like() -> None:
+    generator = torch.Generator().manual_seed(0)
+    at = torch.randint(0, 20, (16, 3), generator=generator)  # one token of each time step differs
+    tokens = 30 * torch.randn(16, 1, 8, generator=generator) + torch.zeros(16, 60, 8)
+    moving = torch.zeros(16, 3, 20).scatter_(2, at[..., None], 1.0).view(16, 60, 1)
+    tokens = tokens + moving * torch.eye(8)[2] + 0.01 * torch.randn(16, 60, 8, generator=generator)
+    maps, _ = pictures.feature_maps(tokens, (3, *GRID), show=16)
+    assert [len(m) for m in maps] == [3] * 16
+    for sample, steps in zip(maps, at.tolist(), strict=True):
+        for picture, place in zip(sample, steps, strict=True):
+            red = np.asarray(picture)[:, :, 0].ravel().astype(int)
+            assert int(np.abs(red - np.median(red)).argmax()) == place
+
+
+def test_heat_rises_from_violet_to_yellow_and_frames_the_query(image: torch.Tensor) -> None:
+    weights = torch.linspace(0.5, 2.0, 20).view(GRID)
+    shown = patches(pictures.heat_tile(torch.zeros_like(image), weights, (0.5, 2.0))).astype(int)
+    light = shown.sum(axis=(2, 3)).ravel()
+    assert (np.diff(light) > 0).all()  # lighter with every step
+    assert (shown[0, 0] == [0, 0, 2]).all() and (shown[4, 3, :, 0] > 3 * shown[0, 0, :, 2].max()).all()
+    marked = patches(pictures.heat_tile(image, weights, (0.5, 2.0), marked=6))
+    plain = patches(pictures.heat_tile(image, weights, (0.5, 2.0)))
+    changed = {(r, c) for r in range(5) for c in range(4) if (marked[r, c] != plain[r, c]).any()}
+    assert changed == {(1, 2)} and (marked[1, 2] == 255).all(axis=1).any()
 
 
 def test_neighbours_come_by_angle_not_by_length() -> None:
@@ -109,14 +147,11 @@ def test_sheets_hold_every_picture() -> None:
 
 def test_crops_and_masks_are_those_that_were_trained_on(runs: Runs) -> None:
     found = material.crops(open_run(runs.first), 6)
-    assert found is not None and found.grid == (5, 5)
+    assert found is not None and found.grid == (1, 5, 5) and not found.paired
     trace = [json.loads(x) for x in (runs.first / "trace-rank0.jsonl").read_text().splitlines()][:6]
     assert found.g.tolist() == [row["g"] for row in trace]
     for i, row in enumerate(trace):
-        digest = hashlib.blake2b(digest_size=8)
-        for index in (*found.masks.context, *found.masks.target):
-            digest.update(index[i].numpy().tobytes() + b"/")
-        assert digest.hexdigest() == row["mask"]
+        assert digest(found.masks, i) == row["mask"]
     config = open_run(runs.first).config
     data = TrainData(config.data, config.seed)
     batch = next(iter(make_loader(data, batch=8, total_steps=1)))
@@ -126,7 +161,7 @@ def test_crops_and_masks_are_those_that_were_trained_on(runs: Runs) -> None:
 def test_features_compare_the_trained_with_the_untrained_encoder(runs: Runs) -> None:
     run = open_run(runs.first)
     pair = material.encoders(run, "cpu")
-    found = material.features(run, material.manifest(run), pair, "cpu")
+    found = material.features(run, material.view(run), pair, "cpu")
     assert found.split == "test" and found.trained.shape == found.untrained.shape == (16, 25, 32)
     assert not torch.equal(found.trained, found.untrained)
     assert torch.allclose(pair[0](found.images), found.trained, atol=1e-5)
@@ -136,7 +171,7 @@ def test_queries_take_the_classes_in_turn_and_the_bank_is_the_training_split(run
     run = open_run(runs.first)
     data = material.manifest(run)
     pair = material.encoders(run, "cpu")
-    found = material.pools(run, data, pair[0], "cpu", 6)
+    found = material.pools(run, material.view(run), pair[0], "cpu", 6)
     labels = np.asarray(data.split("test").labels)
     assert len(set(found.query_labels.tolist())) == min(6, len(set(labels.tolist())))
     assert found.bank.shape == (64, 32) and found.bank_labels.tolist() == data.split("train").labels.tolist()
@@ -147,7 +182,8 @@ def test_without_other_splits_a_query_is_not_its_own_neighbour(runs: Runs) -> No
     run = open_run(runs.first)
     data = Manifest.open(run.config.data.path)
     del data.splits["test"], data.splits["val"]
-    found = material.pools(run, data, material.encoders(run, "cpu")[0], "cpu", 6)
+    seen = material.View(data, data.split("train"), run.config.data)
+    found = material.pools(run, seen, material.trained(run, "cpu"), "cpu", 6)
     assert found.split == "train" and len(found.bank) == 58
 
 
@@ -155,14 +191,3 @@ def test_without_a_data_set_the_reason_is_said(runs: Runs, tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text("name: x\n")
     with pytest.raises(ConfigError, match=r"data\.path"):
         material.manifest(open_run(tmp_path))
-
-
-def test_pictures_for_a_readme_are_written(runs: Runs, tmp_path: Path) -> None:
-    paths = save_pictures(runs.first, tmp_path / "docs")
-    assert [p.name for p in paths] == ["masks.png", "features.png", "neighbours.png"]
-    for path in paths:
-        with Image.open(path) as picture:
-            assert min(picture.size) > 300 and len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 20
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write"):
-        save_pictures(runs.first, tmp_path / "file")

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jepa import config, launch
+from jepa import config, prepare
 from jepa.config import RunConfig
 from jepa.data import Manifest
-from jepa.data.build import build
 from jepa.errors import ConfigError
 from jepa.train import train
 from tests.tiny import VALUES, run_config
@@ -25,16 +24,6 @@ METHOD = {
     "encoder": {"patch": 8, "width": 32, "depth": 1, "heads": 1},
     "predictor": {"width": 32, "depth": 1, "heads": 1},
 }
-
-
-@pytest.fixture(scope="module")
-def movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 training videos of 8 frames of 24 x 24, in uneven shards."""
-    folder = tmp_path_factory.mktemp("data") / "movies"
-    sizes = ["source.size=24", "source.digit=[10, 14]", "source.frames=8", "source.clutter=1"]
-    counts = ["source.samples={train: 30, val: 6, test: 6}", "shards.max_samples=13"]
-    build("moving-digits", folder, overrides=["name=movies", *sizes, *counts], progress=False)
-    return folder
 
 
 def clips(movies: Path, *more: str) -> tuple[str, ...]:
@@ -142,6 +131,6 @@ def test_the_decoder_is_recorded_and_kept(movies: Path, tmp_path: Path) -> None:
 
 
 def test_the_operations_of_both_sources_count(tiny_data: Path, movies: Path) -> None:
-    alone = launch.validate(made(*clips(movies))).step_flops
-    together = launch.validate(made(*both(tiny_data, movies))).step_flops
+    alone = prepare.validate(made(*clips(movies))).stages[0].step_flops
+    together = prepare.validate(made(*both(tiny_data, movies))).stages[0].step_flops
     assert alone is not None and together is not None and 1.1 * alone < together < 2 * alone

@@ -36,6 +36,7 @@ class Job:
     data: Path
     out: Path
     overrides: tuple[str, ...] = ()
+    method: str | None = None  # instead of I-JEPA, as in `tiny.run_config`
     resume: bool = False
     extend_steps: int | None = None
     trace: bool = True
@@ -112,8 +113,8 @@ def _main(job: Job) -> None:
     extend = None if job.extend_steps is None else Duration(steps=job.extend_steps)
     try:
         loop.train(
-            tiny.run_config(job.data, *job.overrides), job.out, resume=job.resume, extend=extend, trace=job.trace,
-            quiet=True, **job.options,
+            tiny.run_config(job.data, *job.overrides, method=job.method), job.out, resume=job.resume, extend=extend,
+            trace=job.trace, quiet=True, **job.options,
         )  # fmt: skip
     except JepaError as error:
         (job.out.parent / f"{job.out.name}.error").write_text(f"{type(error).__name__}: {error}")

@@ -9,7 +9,10 @@ from jepa import config
 from jepa.data.sources.base import References, Source
 from jepa.errors import ConfigError
 
-KINDS = ("digits", "folder", "idx", "moving_digits", "videos", "webdataset")
+KINDS = (
+    *("bouncing_digits", "digits", "folder", "gymnasium", "huggingface", "idx", "lerobot", "moving_digits", "segments"),
+    *("videos", "webdataset"),
+)
 
 
 def configure(values: dict[str, Any]) -> tuple[str, Any]:

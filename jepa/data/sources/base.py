@@ -10,29 +10,45 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from jepa.data.labelmap import LabelMap, MapConfig
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a video, in seconds."""
+
+    start: float
+    stop: float
+    whole: bool = True  # must lie in the video, at presentation times; else what there is of it, from the first frame
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image or video before it is written."""
 
-    image: bytes | npt.NDArray[np.uint8]  # encoded, or pixels (H, W), (H, W, 3), or a video's (T, H, W, 3)
+    # encoded, or pixels (H, W), (H, W, 3), or a video's (T, H, W, 3); or the file of a video, to take `span` of it
+    image: bytes | npt.NDArray[np.uint8] | Path
     label: int  # -1: none
     original: int  # samples made from the same original image share this number
     source: str  # where it came from, for people
     targets: tuple[float, ...] = ()  # continuous targets, in the order of the source's `targets`
     fps: float = 0.0  # of a video given as pixels
+    span: Span | None = None  # seconds of an encoded video that are the sample; None: all of it
+    media: Literal["", "image", "video"] = ""  # what it must be; "": told by its content
+    maps: tuple[LabelMap, ...] = ()  # in the order of the source's `maps`
+    kinds: tuple[int, ...] = ()  # class numbers by the source's `kinds`, -1: none
 
 
 class Maker(Protocol):
     """Makes samples; sent once to every worker process."""
 
-    def __call__(self, task: Any, /) -> Sample:
-        """The sample of a task. Raises DataError when the source image cannot be used."""
+    def __call__(self, task: Any, /) -> Sample | list[Sample]:
+        """The sample of a task, or all of its samples. Raises DataError when the source image cannot be used."""
         ...
 
 
@@ -47,10 +63,15 @@ class Source:
     notes: list[str] = field(default_factory=list)  # what was decided without being told
     unusable: list[tuple[str, str]] = field(default_factory=list)  # found while listing: source and reason
     identity: Callable[[Any], str] = str  # a task's name, which decides its split
+    maps: dict[str, MapConfig] = field(default_factory=dict)  # label maps that every sample has
+    sequential: bool = False  # tasks are cheap only in their order, so they are not mixed before they are packed
+    kinds: dict[str, list[str]] = field(default_factory=dict)  # labels of several kinds: the classes of each
+    together: bool = False  # neighbouring tasks share work, so the order of tasks is kept
+    at_once: int = 32  # tasks sent to a worker together; few where a task takes seconds
 
     def fingerprint(self) -> str:
         """Changes when the list of tasks changes."""
-        digest = hashlib.sha256(repr((self.classes, self.targets)).encode())
+        digest = hashlib.sha256(repr((self.classes, self.targets, *self.kinds.items())).encode())
         for name, tasks in self.splits.items():
             digest.update(repr((name, len(tasks))).encode())
             if not isinstance(tasks, range):
@@ -72,6 +93,9 @@ class TarSample:
     targets: tuple[float, ...]
     size: tuple[int, int]  # height, width; (0, 0): not known
     name: str  # tar and key
+    video: tuple[float, float, float] = (0.0, 0.0, 0.0)  # frames, frames per second, seconds; zeros for an image
+    facts: bytes = b""  # JSON of a video's `Facts`
+    maps: tuple[tuple[int, int, int], ...] = ()  # offset, length, position in labelmap.EXTENSIONS of each label map
 
 
 class TarIndexer(Protocol):
@@ -91,6 +115,7 @@ class References:
     classes: list[str] | None  # None: the label numbers
     targets: list[str]
     notes: list[str] = field(default_factory=list)
+    maps: dict[str, MapConfig] = field(default_factory=dict)  # label maps that every sample has
 
     def fingerprint(self) -> str:
         """Changes when a tar is added, removed, or has another size."""

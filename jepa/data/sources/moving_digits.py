@@ -102,20 +102,28 @@ class Maker:
         velocity = np.array([math.cos(angle), math.sin(angle)]) * speed  # x, y in pixels per frame
         room = c.size - scene.side
         start = u[3:5] * room
-        frames = np.empty((c.frames, c.size, c.size, 3), dtype=np.uint8)
-        for t in range(c.frames):
-            left, top = _bounce(start + velocity * t, room)
-            ink = _placed(scene.ink, c.size, scene.side, float(left), float(top), spin * t)
-            canvas = scene.canvas + ink[..., None] * (scene.colour - scene.canvas)
-            frames[t] = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
-        centre = (start + scene.side / 2) / c.size
-        values = (*(velocity / c.size), speed / c.size, spin, *centre)
+        path = bounce(start + velocity * np.arange(c.frames)[:, None], room)  # (T, 2)
+        frames = self.draw(scene, path, spin)
+        travel = (path[-1] - path[0]) / (c.frames - 1)  # bounces included
+        centre = path.mean(axis=0) + scene.side / 2
+        values = (*(travel / c.size), speed / c.size, spin, *(centre / c.size))
         return Sample(
             frames, scene.label, scene.original, f"{split}/{number}", tuple(float(v) for v in values), fps=c.fps
         )
 
+    def draw(self, scene: digits.Scene, path: Float, spin: float) -> npt.NDArray[np.uint8]:
+        """Frames (T, H, W, 3) of a scene whose digit has its upper left corner at `path` (T, 2), turned by `spin` more
+        degrees in every frame."""
+        size = self.config.size
+        frames = np.empty((len(path), size, size, 3), dtype=np.uint8)
+        for t, (left, top) in enumerate(path):
+            ink = _placed(scene.ink, size, scene.side, float(left), float(top), spin * t)
+            canvas = scene.canvas + ink[..., None] * (scene.colour - scene.canvas)
+            frames[t] = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
+        return frames
 
-def _bounce(place: Float, room: float) -> Float:
+
+def bounce(place: Float, room: float) -> Float:
     """Positions folded back into [0, room], as if off elastic walls."""
     if room <= 0:
         return np.zeros_like(place)

@@ -146,7 +146,7 @@ class Listed:
             data = (self.root / path).read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}") from None
-        return Sample(data, self.labels[path], hashed("original", path), path)
+        return Sample(data, self.labels[path], hashed("original", path), path, media="video")
 
 
 __all__ = ["Config", "Listed", "open_source"]

@@ -89,6 +89,31 @@ def place(config: ClipConfig, timeline: Timeline, numbers: Float64) -> Int64:
     return timeline.at(times)
 
 
+def ending(config: ClipConfig, timeline: Timeline, end: float) -> Int64:
+    """The frames of the one clip whose last frame is shown `end` seconds after the video's first, (1, T).
+
+    No later frame is in it. Where the video begins too late for a whole clip its first frame is held, as V-JEPA 2's
+    evaluation code does, or with `short: skip` the video counts as unreadable.
+
+    Raises:
+        VideoError: the video begins too late, and the policy is to skip it; or it begins after `end`.
+    """
+    if end < -float(timeline.base) / 2:
+        raise VideoError(f"too short: it begins {-end:.2f} s after the clip has to end", "short")
+    back: Int64 = np.arange(config.frames, dtype=np.int64)[::-1]
+    if config.stride is not None:
+        wanted: Int64 = timeline.at([end]) - config.stride * back
+        early = bool(wanted[0] < 0)
+        found = np.maximum(wanted, 0)
+    else:
+        times: Float64 = end - spacing(config) * back.astype(np.float64)
+        early = bool(times[0] < -float(timeline.base) / 2)
+        found = timeline.at(times)
+    if early and config.short == "skip":
+        raise VideoError(f"too short: {end:.2f} s are there, a clip takes {_needs(config)}", "short")
+    return found[None]
+
+
 def _length(timeline: Timeline) -> str:
     return f"{len(timeline)} frames in {timeline.duration:.2f} s"
 

@@ -11,6 +11,7 @@ Shapes: N frames, K key frames.
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,11 @@ class Facts:
         """(height, width) of the picture before the rotation."""
         return (self.width, self.height) if self.rotation in (90, 270) else (self.height, self.width)
 
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """Frames, frames per second, seconds: a row of video.npy."""
+        return float(len(self)), float(self.timeline.fps), float(self.timeline.duration)
+
     def contradiction(self) -> str:
         """Why the header's claim about the length cannot be true; empty if it can."""
         found = self.timeline.duration
@@ -89,6 +95,10 @@ class Facts:
             "key_ticks": self.key_ticks.tolist(),
             "key_seeks": self.key_seeks.tolist(),
         }
+
+    def to_json(self) -> bytes:
+        """`to_dict` on one line, always the same for the same facts."""
+        return json.dumps(self.to_dict(), separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Facts:

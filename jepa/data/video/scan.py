@@ -31,7 +31,7 @@ from jepa.data.video.clips import fits
 from jepa.data.video.crew import Crew, Job, Lost
 from jepa.data.video.decode import decode
 from jepa.data.video.probe import Facts, probe
-from jepa.data.video.source import VideoError, is_video, opened, reason
+from jepa.data.video.source import Video, VideoError, is_video, opened, reason
 from jepa.errors import ConfigError, DataError, JepaError
 
 Status = Literal["ok", "variable", "short", "lying", "slow", "broken"]
@@ -80,6 +80,7 @@ class Report:
 
     verdicts: list[Verdict]
     config: ScanConfig
+    what: str = "videos"  # for people
 
     def counts(self) -> dict[str, int]:
         """Files by finding; a file with two findings counts in both."""
@@ -93,9 +94,11 @@ class Report:
     def summary(self) -> str:
         """A few lines for people: counts, then the reasons of what cannot be used, the most frequent first."""
         counts = self.counts()
-        lines = [f"{len(self.verdicts)} videos: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)]
+        lines = [f"{len(self.verdicts)} {self.what}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)]
         kinds = Counter(v.kind for v in self.verdicts if v.kind)
         lines += [f"  {count} {kind}" for kind, count in kinds.most_common()]
+        if self.what != "videos":
+            return "\n".join(lines)
         hours = sum(v.facts.get("seconds", 0.0) for v in self.verdicts) / 3600
         frames = sum(v.facts.get("frames", 0) for v in self.verdicts)
         return "\n".join([*lines, f"{hours:.2f} hours, {frames} frames"])
@@ -140,15 +143,20 @@ def check(paths: Sequence[Path], config: ScanConfig | None = None, show: bool = 
 def scan(paths: Sequence[Path], config: ScanConfig | None = None) -> Iterator[tuple[int, Verdict]]:
     """Verdicts as they come, each with its file's place in the list."""
     wanted = config or ScanConfig()
-    names = iter(enumerate(paths))
-    with Crew(_Check(wanted), min(wanted.workers, max(1, len(paths))), wanted.limit) as crew:
+    for number, result in results(_Check(wanted), paths, wanted):
+        yield number, verdict(str(paths[number]), result, wanted)
+
+
+def results(job: Job, tasks: Sequence[Any], config: ScanConfig) -> Iterator[tuple[int, Any]]:
+    """What a job makes of each task, as it comes, in processes that may be killed; see `Crew.get`."""
+    names = iter(enumerate(tasks))
+    with Crew(job, min(config.workers, max(1, len(tasks))), config.limit) as crew:
         while True:
             while len(crew) < _WINDOW and (item := next(names, None)) is not None:
                 crew.put(item[0], item[1])
             if not len(crew):
                 return
-            number, result = crew.get()
-            yield number, _verdict(paths[number], result, wanted)
+            yield crew.get()
 
 
 def find_videos(place: Path) -> list[Path]:
@@ -208,18 +216,23 @@ class _Check(Job):
         start = time.perf_counter()
         try:
             facts = probe(task, strict=True)
-            _decode(task, facts, self.config.decode)
+            decode_whole(task, facts, self.config.decode)
             return facts, task.stat().st_size, time.perf_counter() - start
         except OSError as error:
             raise VideoError(f"it cannot be read: {error.strerror or error}", "missing") from None
 
 
-def _decode(path: Path, facts: Facts, which: Literal["all", "ends"]) -> None:
-    """Raise a VideoError unless all frames of the index, or the first and the last, come out of the decoder whole."""
+def decode_whole(video: Video, facts: Facts, which: Literal["all", "ends"] = "all") -> None:
+    """Decode all frames of a video's index, or the first and the last.
+
+    Raises:
+        VideoError: they do not come out of the decoder whole.
+        OSError: the storage fails.
+    """
     if which == "ends":
-        decode(path, np.unique([0, len(facts) - 1]), backend=load("pyav"), facts=facts)
+        decode(video, np.unique([0, len(facts) - 1]), backend=load("pyav"), facts=facts)
         return
-    with opened(path) as container:
+    with opened(video) as container:
         stream = next(s for s in container.streams.video if s.index == facts.stream)
         context = stream.codec_context
         context.thread_count = 1
@@ -242,9 +255,10 @@ def _seconds(facts: Facts, tick: int) -> str:
     return f"{float((tick - int(facts.timeline.ticks[0])) * facts.timeline.base):.2f} s"
 
 
-def _verdict(path: Path, result: Any, config: ScanConfig) -> Verdict:
+def verdict(name: str, result: Any, config: ScanConfig) -> Verdict:
     """What a worker's answer means."""
-    name = str(path)
+    if isinstance(result, Verdict):
+        return result
     if isinstance(result, Lost):
         status: Status = "slow" if result.kind == "slow" else "broken"
         return Verdict(name, status, {status: result.reason}, result.kind, seconds=result.seconds)
@@ -255,6 +269,11 @@ def _verdict(path: Path, result: Any, config: ScanConfig) -> Verdict:
         status = "lying" if kind == "lying" else "broken"
         return Verdict(name, status, {status: str(result)}, kind)
     facts, size, seconds = result
+    return judge(name, facts, size, config, seconds)
+
+
+def judge(name: str, facts: Facts, size: int, config: ScanConfig, seconds: float) -> Verdict:
+    """What is to be said of a video that decodes."""
     findings = _findings(facts, config)
     status = max(findings, key=STATUSES.index) if findings else "ok"
     return Verdict(name, status, findings, "", _plain(facts, size), seconds)

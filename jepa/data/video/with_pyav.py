@@ -65,7 +65,7 @@ def read(container: InputContainer, facts: Facts, indices: Int64) -> Tensor:
             left, back = {tick for _, tick in members}, 0
             while left:
                 # the key frames of a gradual refresh give no picture at once: then start from earlier ones
-                packets = _from_key(container, stream, facts, max(-1, group - back))
+                packets = from_key(container, stream, facts, max(-1, group - back))
                 _decode(packets, stream.codec_context, left, skip, paint)
                 if left and group - back < 0:
                     raise Unsuited(f"{len(left)} frames never come out of the decoder")
@@ -76,10 +76,8 @@ def read(container: InputContainer, facts: Facts, indices: Int64) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(turned))
 
 
-def _from_key(
-    container: InputContainer, stream: VideoStream, facts: Facts, group: int
-) -> Iterator[Packet[VideoStream]]:
-    """The packets from key frame number `group` on; from the first one for -1."""
+def from_key(container: InputContainer, stream: VideoStream, facts: Facts, group: int) -> Iterator[Packet[VideoStream]]:
+    """The packets from key frame number `group` (of `facts.key_ticks`) on; from the first one for -1."""
     key = int(facts.key_ticks[group]) if group >= 0 else None
     seekable = key is not None and facts.container not in _UNSEEKABLE
     # seeking is approximate in some containers: when it lands behind the key frame, read from the beginning

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jepa.config import ClipConfig
 from jepa.data.augment import Box, apply, centre_box
-from jepa.data.video.clips import draw, evenly, fit, fits, place
+from jepa.data.video.clips import draw, ending, evenly, fit, fits, place
 from jepa.data.video.decode import decode
 from jepa.data.video.probe import probe
 from jepa.data.video.sample import write_clips
@@ -113,8 +113,15 @@ def test_the_key_alone_decides() -> None:
     together = draw(3, g, clips=2, view=1)
     assert together.shape == (50, 2) and ((together > 0) & (together < 1)).all()
     assert np.array_equal(draw(3, g[::-1][:7], clips=2, view=1), together[::-1][:7]), "no matter what else is drawn"
+    assert len(np.unique(together)) == together.size, "every sample and clip has a number of its own"
     assert np.array_equal(draw(3, g, view=1)[:, 0], together[:, 0]), "more clips do not move the first one"
-    for other in (draw(4, g), draw(3, g, view=2), draw(3, g, source="b"), draw(3, g + 50)):
+    for other in (
+        draw(4, g),
+        draw(3, g, view=2),
+        draw(3, g, source="b"),
+        draw(3, g + 50),
+        draw(3, g + 50, clips=2, view=1),
+    ):
         assert not np.isin(other[:, 0], together).any()
 
 
@@ -148,3 +155,17 @@ def test_from_the_file_to_the_clips() -> None:
     write_clips(one, data, config, evenly(1), lambda h, w: Box(10, 10, 20, 20), backend="torchcodec")
     middle = decode(data, place(config, probe(data).timeline, evenly(1))[0]).pixels[:, :, 10:30, 10:30]
     assert torch.equal(one, middle.transpose(0, 1))
+
+
+def test_clips_end_when_they_are_told_to() -> None:
+    uneven = Timeline(np.array([0, 10, 20, 100, 110, 300]), Fraction(1, 100), 10)
+    assert ending(ClipConfig(3, fps=10), uneven, 1.05).tolist() == [[2, 2, 3]], "what is shown 0.85, 0.95, 1.05 s on"
+    assert ending(ClipConfig(3, stride=2), uneven, 2.9).tolist() == [[0, 2, 4]]
+    assert ending(ClipConfig(4, fps=10), uneven, 0.1).tolist() == [[0, 0, 0, 1]], "the first frame is held"
+    assert ending(ClipConfig(2, fps=10), uneven, 0.0).tolist() == [[0, 0]]
+    with pytest.raises(VideoError, match="begins 0.50 s after the clip has to end"):
+        ending(ClipConfig(2, fps=10), uneven, -0.5)
+    for skipping in (ClipConfig(4, fps=10, short="skip"), ClipConfig(4, stride=1, short="skip")):
+        with pytest.raises(VideoError, match=r"too short: 0\.10 s are there"):
+            ending(skipping, uneven, 0.1)
+        assert ending(skipping, uneven, 1.1).shape == (1, 4)

@@ -1,0 +1,50 @@
+"""The verbs of `jepa bench`."""
+
+from __future__ import annotations
+
+import typer
+
+from jepa.options import Device, Json, Overrides, settings_of
+from jepa.terminal import print_figures
+
+bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+
+
+@bench_app.command("step")
+def bench_step(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """A training step against the best matrix product of this machine."""
+    from jepa.bench import step
+
+    print_figures(step.bench_step(settings_of(step.StepSettings, overrides), device), as_json)
+
+
+@bench_app.command("data")
+def bench_data(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Reading, decoding and cropping against the bare decoders; opening and resuming."""
+    from jepa.bench import data
+
+    print_figures(data.bench_data(settings_of(data.DataSettings, overrides)), as_json)
+
+
+@bench_app.command("decode")
+def bench_decode(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Decoding clips: the libraries against each other, and the pool against the bare decoder."""
+    from jepa.bench import decode
+
+    print_figures(decode.bench_decode(settings_of(decode.DecodeSettings, overrides)), as_json)
+
+
+@bench_app.command("extract")
+def bench_extract(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """Extracting features against the encoder alone."""
+    from jepa.bench import extract as bench
+
+    print_figures(bench.bench_extract(settings_of(bench.ExtractSettings, overrides), device), as_json)
+
+
+@bench_app.command("masks")
+def bench_masks(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Drawing the masks of a batch."""
+    from jepa.bench import masks
+
+    print_figures(masks.bench_masks(settings_of(masks.MasksSettings, overrides)), as_json)

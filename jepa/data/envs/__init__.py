@@ -1,0 +1,1 @@
+"""Gymnasium environments as a source of video: opening them, policies, and the state they are in."""
