@@ -15,6 +15,7 @@ from jepa import checkpoint, config, phases, prepare
 from jepa.config import RunConfig
 from jepa.errors import ConfigError
 from jepa.monitor import Monitor
+from jepa.report import build_report, summary
 from jepa.train import train
 from tests.tiny import run_config
 from tests.train import runs, worker
@@ -112,6 +113,12 @@ def test_health_is_measured_at_the_phases_size(whole: Path) -> None:
     health = runs.lines(whole, "health/target/std_mean")
     assert [row["step"] for row in health] == [0, 4, 6, 8, 10, 12, 13], "and at the end of every phase"
     assert [row.get("phase") for row in health] == ["main"] * 3 + ["larger"] * 2 + ["largest"] * 2
+
+
+def test_the_report_marks_the_boundaries_and_counts_samples(whole: Path, tmp_path: Path) -> None:
+    page = build_report([whole], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count(">larger</text>") == page.count(">largest</text>") > 5
+    assert summary(whole)["samples"] == 76
 
 
 @pytest.mark.slow
