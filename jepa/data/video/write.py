@@ -84,9 +84,9 @@ def _stream(file: Any, rate: Fraction, height: int, width: int, coding: Coding) 
     stream = file.add_stream("libx264", rate=rate)
     stream.height, stream.width = height, width
     stream.pix_fmt = "yuv444p" if coding.full_colour else "yuv420p"
-    # key frames at fixed distances only, wherever the picture changes; no weighted prediction, for which x264 looks at
-    # memory that nobody filled: about one short video in 500 came out with other bytes the second time
-    fixed = "scenecut=0:weightp=0"
+    # Key frames at fixed distances only, wherever the picture changes. No looking ahead and no weighted prediction: for
+    # these x264 reads memory that nobody filled, and one small video in 500 came out with other bytes the second time.
+    fixed = "scenecut=0:weightp=0:rc-lookahead=0:mbtree=0"
     stream.options = {"crf": str(coding.crf), "preset": coding.preset, "bf": "0", "x264-params": fixed}
     stream.codec_context.gop_size = coding.gop
     stream.codec_context.thread_count = 1  # the same bytes on any machine
