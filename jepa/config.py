@@ -67,12 +67,22 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
+class StepsConfig:
+    """What is read of an episode beside its frames: T frames come with T - 1 actions of `clip.stride` steps."""
+
+    action: str = "action"  # array of actions
+    proprio: str | None = None  # array that the model is given with every frame, e.g. joint angles
+    also: tuple[str, ...] = ()  # further arrays, e.g. reward (summed over an action's steps) or state
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read and how it is cropped."""
 
     path: str = ""  # folder made by `jepa data build`
     split: str = "train"  # split that is trained on
     clip: ClipConfig | None = None  # frames taken from each video; null: the data set holds images
+    steps: StepsConfig | None = None  # arrays of episodes to read with each clip; null: frames only
     image_size: tuple[int, int] = (224, 224)  # (height, width); one number means square
     crop_scale: tuple[float, float] = (0.3, 1.0)  # share of the image's area
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # width / height
@@ -253,6 +263,6 @@ def to_yaml(config: Any) -> str:
 
 __all__ = [
     "MAIN_PHASE", "ClipConfig", "DataConfig", "Duration", "GuardConfig", "MixConfig", "MonitorConfig", "OptimConfig",
-    "PhaseConfig", "RunConfig", "TrainConfig", "build", "convert", "load", "merge", "override", "read", "read_yaml",
-    "to_dict", "to_yaml", "unknown_key",
+    "PhaseConfig", "RunConfig", "StepsConfig", "TrainConfig", "build", "convert", "load", "merge", "override",
+    "read", "read_yaml", "to_dict", "to_yaml", "unknown_key",
 ]  # fmt: skip

@@ -27,6 +27,8 @@ class Batch:
     micro: int = 0  # place among the step's micro-batches of its source on this rank
     last: bool = True  # the step's last micro-batch on this rank
     source: int = 0  # which of the run's sources: 0 is `data`, then those under `mix` in their order
+    # of episodes, float32: action (B, T - 1, A); those of frames, e.g. proprio (B, T, P); other arrays by their names
+    steps: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,7 +48,8 @@ class Batch:
 
     def _map(self, change: Any) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        steps = None if self.steps is None else {name: change(tensor) for name, tensor in self.steps.items()}
+        return replace(self, steps=steps, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 def derive_accumulation(batch: int, micro_batch: int | None, world: int) -> tuple[int, int, int]:

@@ -147,7 +147,7 @@ def known() -> list[str]:
     """Names of the methods that ship with the package."""
     import jepa.methods as package
 
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in ("base", "world"))
 
 
 def resolve(values: dict[str, Any]) -> tuple[type[Method], Any]:
