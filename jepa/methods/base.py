@@ -60,6 +60,7 @@ class Method(nn.Module):
     Config: ClassVar[type]
     inputs: ClassVar[tuple[str, ...]] = ("image",)  # kinds of input it trains on: image, clip
     couples_samples: ClassVar[bool] = False  # the loss mixes samples (SIGReg, VICReg): gathered, never accumulated
+    episodes: ClassVar[bool] = False  # clips come with the arrays of `data.steps`: see jepa.methods.world
 
     phased: ClassVar[tuple[str, ...]] = ()  # keys of Config that are read anew in each step: phases may change them
     gated: ClassVar[bool] = False  # `after_step` takes `keep`
