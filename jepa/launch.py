@@ -25,7 +25,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from jepa import checkpoint, environment, optim, phases, rundir
+from jepa import checkpoint, environment, optim, phases, rundir, world
 from jepa.config import MAIN_PHASE, Duration, RunConfig, to_dict
 from jepa.errors import CheckpointError, ConfigError, JepaError, TrainingError
 from jepa.masks import Masks
@@ -267,6 +267,8 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     method.expect([base.kind_of(source.data.config.size) for source in plan.stages[0].sources])
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)
+    else:
+        world.fit(method, made_for)
     if settings.compile:
         for part in method.children():  # in place, so that names in the state dict stay as they are
             part.compile()
