@@ -7,6 +7,7 @@ buffers of the model, so that they travel with the weights.
 from __future__ import annotations
 
 import dataclasses
+
 import numpy as np
 import torch
 
