@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -225,6 +225,10 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
         if settings.trackers:
             made.init_trackers(plan.config.name.replace("/", "-") or "run")
         yield made
+        for tracker in made.trackers:
+            with suppress(Exception):  # of whatever library: a failing one was told of while it ran, see jepa.record
+                tracker.finish()
+        made.trackers = []
         made.end_training()
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
