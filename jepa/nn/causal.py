@@ -141,7 +141,8 @@ class CausalPredictor(nn.Module):
     def told(self, actions: Tensor) -> list[Tensor]:
         """What each block is told of embedded actions (..., D): (..., 6 W). It does not depend on where they stand."""
         condition = F.silu(self.action_in(actions))
-        return [block.modulation(condition) for block in self.blocks]
+        blocks = [block for block in self.blocks if isinstance(block, AdaLNBlock)]
+        return [block.modulation(condition) for block in blocks]
 
     def roll(self, z: Tensor, known: Tensor, plans: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """Imagine: each prediction, after `finish` (.., D), is the next frame's latent.
@@ -177,7 +178,7 @@ class CausalPredictor(nn.Module):
             x = self.latent_in(tokens + self.positions[:, place : place + tokens.shape[1]])
             x, past = self._through(x, [t[:, begin : step + 1] for t in told_plans], past)
             frames = torch.cat([frames, finish(self._out(x))], dim=1)
-        return frames[:, 1:].unflatten(0, (batch, count))
+        return frames[:, 1:].view(batch, count, steps, -1)
 
     def _shared(self, z: Tensor, told: list[Tensor]) -> list[Past] | None:
         """Keys and values of the window's tokens that do not depend on a plan."""

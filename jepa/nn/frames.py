@@ -72,7 +72,8 @@ class FrameEncoder(nn.Module):
             for block in self.vit.blocks:
                 tokens = block(tokens)
             pooled = self.vit.norm(tokens[:, 0])
-        return self.projector(pooled).unflatten(0, (batch, steps))
+        out: Tensor = self.projector(pooled)
+        return out.view(batch, steps, -1)
 
 
 __all__ = ["FrameEncoder", "Norm", "Pool", "Projector"]

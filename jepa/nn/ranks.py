@@ -5,6 +5,7 @@ Shapes: B samples of this rank, D width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 def count() -> int:
     """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast inside; for statistics that bfloat16 would spoil. The meta device has no autocast to turn off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class _Mean(torch.autograd.Function):
@@ -39,7 +45,7 @@ def mean(x: Tensor) -> Tensor:
     The gradient is such that after DDP's own averaging the parameters get that of one process with all samples: each
     rank's loss counts 1 / W, and so does each rank's part of the mean.
     """
-    out: Tensor = _Mean.apply(x) if count() > 1 else x  # type: ignore[no-untyped-call]
+    out: Tensor = _Mean.apply(x) if count() > 1 else x
     return out
 
 
@@ -64,7 +70,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
         dtype = x.dtype
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             x = x.to(self.weight.dtype)
             if self.training:
                 axes = tuple(range(x.ndim - 1))
@@ -88,4 +94,4 @@ class BatchNorm(nn.Module):
         self.seen = None
 
 
-__all__ = ["BatchNorm", "count", "mean"]
+__all__ = ["BatchNorm", "count", "full_precision", "mean"]

@@ -85,7 +85,7 @@ class SIGReg(nn.Module):
 
     def forward(self, z: Tensor, step: Tensor, seed: int = 0) -> Tensor:
         """Embeddings (B, T, D), each frame's a sample of its own; `step`: 0-d, on the device."""
-        with torch.autocast(z.device.type, enabled=False):
+        with ranks.full_precision(z.device):
             z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
             directions = self.directions(z.shape[-1], step, seed).to(z.dtype)
             return self.statistic(z.transpose(0, 1) @ directions)
@@ -103,13 +103,14 @@ class SIGReg(nn.Module):
         t = torch.arange(config.knots, device=x.device, dtype=x.dtype) * dt
         normal = torch.exp(-t.square() / 2)
         weights = 2 * dt * normal * torch.where((t > 0) & (t < t[-1]), 1.0, 0.5)
-        found: Tensor = _Characteristic.apply(x, dt, config.knots)  # type: ignore[no-untyped-call]
+        found: Tensor = _Characteristic.apply(x, dt, config.knots)
         world = 1
         if self.training:
             found, world = ranks.mean(found), ranks.count()
         real, imaginary = found.unbind(0)  # (K, T, P)
         error = (real - normal.view(-1, 1, 1)).square() + imaginary.square()
-        return (error.movedim(0, -1) @ weights.to(x.dtype)).mean() * (x.shape[1] * world)
+        out: Tensor = (error.movedim(0, -1) @ weights.to(x.dtype)).mean() * (x.shape[1] * world)
+        return out
 
 
 __all__ = ["SIGReg", "SigRegConfig"]

@@ -71,11 +71,12 @@ def history_of(x: Tensor, actions: Tensor, frames: int) -> History:
 
 
 def train(model: WorldModel, steps: int, batch: int = 64, lr: float = 2e-3, frames: int = SIZE[0]) -> None:
-    """A short training run on fresh squares."""
+    """A short training run on fresh squares; the rate ends at zero, so that batch norm's running statistics fit."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
     for step in range(steps):
         x, actions, _ = squares(batch, frames, seed=1000 + step)
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / steps)
         optimizer.zero_grad()
         loss_of(model, x, actions, step).loss.backward()
         optimizer.step()
