@@ -64,6 +64,7 @@ class Method(nn.Module):
 
     phased: ClassVar[tuple[str, ...]] = ()  # keys of Config that are read anew in each step: phases may change them
     gated: ClassVar[bool] = False  # `after_step` takes `keep`
+    seed: int = 0  # the run's, set before training: for noise that is keyed by it and by the step or sample number
 
     def __init__(self, config: Any, size: tuple[int, ...]) -> None:
         """`size`: of the main source, (H, W) for images and (T, H, W) for clips of T frames."""
