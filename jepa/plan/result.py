@@ -97,13 +97,14 @@ def _planning(journal: Journal) -> dict[str, Any] | None:
 def episode(problem: Problem, policies: Sequence[str], journal: Journal) -> dict[str, Any]:
     """One episode: where it began, where it was to end, and what every policy made of it."""
     made = {name: journal.trials[name, problem.number] for name in policies}
+    goal = _plain(problem.goal) or made[policies[0]].get("goal")  # the environment's own, as it told it
     return {
         "number": problem.number,
         "seed": problem.seed,
         **problem.place,
         "start": _plain(problem.start),
-        "goal": _plain(problem.goal),
-        "policies": {n: {k: v for k, v in t.items() if k not in ("policy", "number")} for n, t in made.items()},
+        "goal": goal,
+        "policies": {n: {k: v for k, v in t.items() if k not in ("policy", "number", "goal")} for n, t in made.items()},
     }
 
 
@@ -143,6 +144,23 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result that `jepa plan` has written.
+
+    Raises:
+        DataError: no such file, or not such a result.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON ({error}): give a RUN/plans/SUITE.json") from None
+    if not isinstance(found, dict) or not {"fingerprint", "task", "rows", "protocol"} <= set(found):
+        raise DataError(f"{path} is no result of `jepa plan`: give a RUN/plans/SUITE.json")
+    return found
 
 
 def _plain(values: Values | None) -> dict[str, Any] | None:

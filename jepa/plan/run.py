@@ -44,6 +44,7 @@ def plan(
     *,
     device: str = "auto",
     out: Path | None = None,
+    beside: Sequence[dict[str, Any]] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Plan with a run's newest checkpoint, or a given one, and write the result.
@@ -53,10 +54,12 @@ def plan(
         suite: a YAML file or the name of a shipped suite; `overrides` are ``key.subkey=value`` over it.
         device: where the model runs: "auto", "cpu", "cuda", "mps".
         out: result file; default RUN/plans/SUITE.json. Pictures go into the folder of its name.
+        beside: results of other runs that this one is to be compared with; refused before any work if that is no use.
         progress: show a progress bar on stderr.
 
     Returns:
-        What the file holds: {"protocol", "fingerprint", "task", "rows", "episodes", "notes", "published", ...}. A row
+        What the file holds, and its place as "file": {"protocol", "fingerprint", "task", "rows", "episodes", "notes",
+        "published", ...}. A row
         has "policy", "baseline", "value" (share of successes) with "low" and "high", "successes", "episodes", "steps",
         "distance", "failed", "seeds" and, of the planner, "planning". An episode has its "start" and "goal" and under
         "policies" what each of them made of it.
@@ -76,6 +79,9 @@ def plan(
     out = out or run_dir / FOLDER / f"{settings.name}.json"
     found, origin = problems(settings, ready.open_manifest(settings, run_config), run_config.data)
     task = result.task_of(settings, origin)
+    same = {"suite": settings.name, "run": str(run_dir), "protocol": settings.protocol, "task": task}
+    same["fingerprint"] = protocol.fingerprint(task)
+    protocol.check_comparable([same, *beside])
     weights = folder.manifest(path)["files"][folder.MODEL]["sha256"]
     made_of = {"settings": config.to_dict(settings), "weights": weights, "task": task}
     arenas = _Arenas(settings)
@@ -100,13 +106,9 @@ def plan(
     finally:
         arenas.close()
     made = {
-        "protocol": settings.protocol,
-        "fingerprint": protocol.fingerprint(task),
-        "suite": settings.name,
-        "run": str(run_dir),
+        **same,
         "checkpoint": path.name,
         "seed": run_config.seed,
-        "task": task,
         "rows": [result.row(name, found, journal, settings) for name in who],
         "episodes": [result.episode(problem, who, journal) for problem in found],
         "notes": result.notes(settings, found, journal),
@@ -119,7 +121,7 @@ def plan(
     }
     result.write(out, made)
     journal.remove()
-    return made
+    return {**made, "file": str(out)}
 
 
 def _plan_all(

@@ -35,6 +35,7 @@ class Trial:
         self.difference: float | None = None  # of the start's frame as drawn and as the data set holds it
         self.error: str | None = None
         self.goal: Frame | None = problem.goal_frame
+        self.own_goal: dict[str, Any] | None = None  # the environment's, where the problem has none
         self.film: Film | None = None
         self._filmed = film
 
@@ -53,6 +54,7 @@ class Trial:
             goal = p.goal
             if p.goal_frame is None:
                 goal, self.goal = draw_goal(self.arena, p)
+                self.own_goal = {name: value.tolist() for name, value in goal.items()}
             self.arena.begin(p.reset, p.start, goal if self.arena.config.goal else None)
             frame = self.arena.draw()
             if self.goal is not None and self.goal.shape != frame.shape:
@@ -99,6 +101,8 @@ class Trial:
         }
         if self.error:
             found["error"] = self.error
+        if self.own_goal is not None:
+            found["goal"] = self.own_goal
         if self.difference is not None:
             found["start_difference"] = round(self.difference, 5)
         return found
