@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jepa.data.envs import record
 from jepa.data.envs.open import Env, load, open_env, picture
 from jepa.errors import ConfigError, DataError, JepaError
 
@@ -63,10 +64,10 @@ class EnvConfig:
     size: tuple[int, int] | None = None  # frames are resized to it, as the data set's were; null: as drawn
     start: list[CallConfig] = field(default_factory=list)  # put it into a state, with arrays of the start's frame
     goal: list[CallConfig] = field(default_factory=list)  # give it a goal, with arrays of the goal's frame
-    own_goal: dict[str, str] = field(default_factory=dict)  # its own goal after a reset: array name -> key of its info
-    success: str = "terminated"  # what says that the goal is reached: terminated, or a key of its info
-    distance: str | None = None  # how far it is from the goal: a key of its info, or -reward
-    proprio: str | None = None  # proprioception: a key of its info, or of its observation; for models that take it
+    own_goal: dict[str, str] = field(default_factory=dict)  # its own goal after a reset, by arrays; each as `success`
+    success: str = "terminated"  # or where to read it: info.KEY, observation.KEY, package.module:function of env
+    distance: str | None = None  # how far it is from the goal: -reward, or where to read it
+    proprio: str | None = None  # where to read proprioception, for models that take it
     nothing: Any = 0  # the action of doing nothing: one number for all, or a list
     expert: str | None = None  # scripted expert, package.module:name; see `make_expert`
 
@@ -77,6 +78,15 @@ class EnvConfig:
             raise ConfigError(f"size: both sides must be at least 2 pixels, got {list(self.size)}")
         if self.expert is not None and ":" not in self.expert:
             raise ConfigError(f"expert: got {self.expert!r}, allowed: package.module:name, or null")
+        for name, where in self.read.items():
+            record.reader(name, where)
+
+    @property
+    def read(self) -> dict[str, str]:
+        """Everything that is read from it after a step or a reset: what for -> where."""
+        own = {f"own_goal.{name}": where for name, where in self.own_goal.items()}
+        rest = {name: where for name in ("success", "distance", "proprio") if (where := getattr(self, name))}
+        return {k: v for k, v in (own | rest).items() if v not in ("terminated", "-reward")}
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ class Arena:
         except ConfigError as error:
             text = str(error).replace("source.", "environment.")
             raise ConfigError(f"{text} Its extra: pip install 'jepa[{config.extra}]'") from None
+        self._readers = {name: record.reader(name, where) for name, where in config.read.items()}
         self.info: Mapping[str, Any] = {}
         self.observation: Any = None
         self.choices, self.width, self.low, self.high = _actions(config.env, self.env)
@@ -155,14 +166,9 @@ class Arena:
         """The state of the goal it has chosen itself, by names of arrays.
 
         Raises:
-            DataError: its info lacks it.
+            DataError: it does not tell.
         """
-        found: dict[str, npt.NDArray[Any]] = {}
-        for array, key in self.config.own_goal.items():
-            if key not in self.info:
-                raise DataError(f"its info has no {key!r} after a reset; it has: {', '.join(sorted(self.info))}")
-            found[array] = np.asarray(self.info[key])
-        return found
+        return {name: np.asarray(self._read(f"own_goal.{name}")) for name in self.config.own_goal}
 
     def draw(self) -> Frame:
         """What it looks like now, resized.
@@ -188,7 +194,7 @@ class Arena:
         given: Any = int(np.argmax(action)) if self.choices else self._within(action)
         with _asked("step"):
             self.observation, reward, terminated, truncated, self.info = self.env.step(given)
-        success = bool(terminated) if self.config.success == "terminated" else bool(self._told(self.config.success))
+        success = bool(terminated) if self.config.success == "terminated" else bool(np.all(self._read("success")))
         distance = self._distance(float(reward))
         return Outcome(success, bool(terminated or truncated or success), distance)
 
@@ -209,28 +215,22 @@ class Arena:
         """Proprioception now (P,).
 
         Raises:
-            DataError: neither its info nor its observation has what the suite names.
+            DataError: it does not tell.
         """
-        name = str(self.config.proprio)
-        seen = self.observation if isinstance(self.observation, Mapping) else {}
-        found = self.info.get(name, seen.get(name))
-        if found is None:
-            raise DataError(f"neither its info ({', '.join(sorted(self.info))}) nor its observation has {name!r}")
-        return np.asarray(found, np.float32).reshape(-1)
+        return np.asarray(self._read("proprio"), np.float32).reshape(-1)
 
     def _within(self, action: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
         space = self.env.action_space
         return np.clip(action, self.low, self.high).astype(space.dtype).reshape(space.shape)
 
-    def _told(self, key: str) -> Any:
-        if key not in self.info:
-            raise DataError(f"its info has no {key!r}; it has: {', '.join(sorted(self.info)) or 'nothing'}")
-        return self.info[key]
+    def _read(self, what: str) -> Any:
+        with _asked(f"reading {self.config.read[what]}"):
+            return self._readers[what](self.observation, self.info, self.env)
 
     def _distance(self, reward: float) -> float | None:
         if self.config.distance is None:
             return None
-        value = -reward if self.config.distance == "-reward" else float(np.asarray(self._told(self.config.distance)))
+        value = -reward if self.config.distance == "-reward" else float(np.asarray(self._read("distance")).item())
         return value if np.isfinite(value) else None
 
 

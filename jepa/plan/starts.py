@@ -19,6 +19,7 @@ from jepa import keyed
 from jepa.config import DataConfig
 from jepa.data import Manifest
 from jepa.data.manifest import Split
+from jepa.data.windows import read_episode
 from jepa.errors import ConfigError
 from jepa.plan.envs import Arena, CallConfig, Frame, Values
 from jepa.plan.suite import PlanSuite
@@ -163,12 +164,11 @@ def _places(split: Split, offset: int, count: int, seed: int, where: str, steps:
 def _problem(
     split: Split, number: int, seed: int, i: int, frame: int, offset: int, wanted: Sequence[str], suite: PlanSuite
 ) -> Problem:
-    episode = read_episode(split, i, frames=[frame, frame + offset], arrays=wanted)
-    start = {name: rows[frame] for name, rows in episode.arrays.items()}
-    goal = {name: rows[frame + offset] for name, rows in episode.arrays.items()}
+    frames, arrays = read_episode(split, i)
+    start, goal = ({name: arrays[name][at] for name in wanted} for at in (frame, frame + offset))
+    first, last = (frames[at].permute(1, 2, 0).contiguous().numpy() for at in (frame, frame + offset))
     place = {"episode": i, "key": split.key(i), "frame": frame, "goal_frame": frame + offset}
     index = number % suite.episodes
-    first, last = episode.frames
     return Problem(number, seed, index, _reset_seed(seed, index), place, start, goal, first, last)
 
 
