@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import jepa
 from jepa import options
 from jepa.cli_bench import bench_app
+from jepa.cli_plan import plan
 from jepa.errors import ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jepa.config import Duration, RunConfig
 
 # as help lists them: in the order of the job
-VERBS = ("demo", "data", "train", "probe", "extract", "report", "show", "inspect", "import", "doctor", "bench")
+VERBS = ("demo", "data", "train", "probe", "plan", "extract", "report", "show", "inspect", "import", "doctor", "bench")
 
 
 class _InOrder(TyperGroup):
@@ -345,6 +346,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command(rich_help_panel=MAIN)(plan)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 
