@@ -25,7 +25,20 @@ if TYPE_CHECKING:
     from jepa.config import Duration, RunConfig
 
 # as help lists them: in the order of the job
-VERBS = ("demo", "data", "train", "probe", "extract", "report", "show", "inspect", "import", "doctor", "bench")
+VERBS = (
+    "demo",
+    "data",
+    "train",
+    "probe",
+    "rollout",
+    "extract",
+    "report",
+    "show",
+    "inspect",
+    "import",
+    "doctor",
+    "bench",
+)
 
 
 class _InOrder(TyperGroup):
@@ -208,7 +221,7 @@ def probe(
     device: Annotated[str, typer.Option(help="Where encoders run: auto, cpu, cuda, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Probe the frozen encoder: weighted kNN, linear and ridge, with baselines and 95 % intervals."""
+    """Probe frozen features: kNN, linear, ridge, state variables, with baselines and 95 % intervals."""
     from jepa.probe import terminal
     from jepa.probe.run import probe as measure
 
@@ -217,6 +230,25 @@ def probe(
         return print_json(result)
     print_table(terminal.table(result))
     typer.echo(f"written to {Path(result['run']) / 'probes' / result['suite']}.json")
+
+
+@app.command(rich_help_panel=MAIN)
+def rollout(
+    run: Annotated[Path, typer.Argument(help="A run folder of a world model, or one of its checkpoints.")],
+    overrides: Overrides = None,
+    suite: Annotated[str | None, typer.Option(help="A suite: a YAML file or a shipped one (tworoom-rollout).")] = None,
+    device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, mps.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """How far imagination can be trusted: open-loop errors against horizon, floors, wrong actions, pictures."""
+    from jepa.rollout import run as imagination
+    from jepa.rollout.terminal import table
+
+    result = imagination.rollout(run, suite, overrides, device=device)
+    if as_json:
+        return print_json(result)
+    print_table(table(result))
+    typer.echo(f"written to {Path(result['run']) / 'rollouts' / result['suite']}.json")
 
 
 @app.command(rich_help_panel=MAIN)

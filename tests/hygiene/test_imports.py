@@ -12,7 +12,20 @@ TRAINING = ("environment", "interrupt", "rundir", "progress", "record", "cost", 
 ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim"),
-    *("checkpoint", "export", "monitor", "probe", "plan", *TRAINING, "extract", "train", "slurm", "report", "bench"),
+    *(
+        "checkpoint",
+        "export",
+        "monitor",
+        "probe",
+        "rollout",
+        "plan",
+        *TRAINING,
+        "extract",
+        "train",
+        "slurm",
+        "report",
+        "bench",
+    ),
     *("doctor", "demo", "terminal", "options", "cli_bench", "cli", "__main__"),
 )
 
