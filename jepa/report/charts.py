@@ -48,6 +48,7 @@ def line_chart(
     may_log: bool = False,
     level: tuple[float, str] | None = None,
     marks: Sequence[tuple[float, str]] = (),
+    axis: str = "step",
 ) -> Html:
     """A figure with lines over training steps.
 
@@ -60,6 +61,7 @@ def line_chart(
         may_log: take a logarithmic axis where positive values span more than a factor of 300.
         level: a horizontal line for comparison (value, label), e.g. the accuracy of guessing.
         marks: vertical lines (step, label), e.g. where a phase of the run begins; only those inside the axes are drawn.
+        axis: what is counted from left to right.
     """
     lines = [thin for s in series if len((thin := _thin(s)).y)]
     if not lines:
@@ -83,7 +85,7 @@ def line_chart(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{label}" data-chart="{data}">{parts}</svg>',
         w=WIDTH, h=HEIGHT, label=label, data=_data(lines, axes, share),
         parts=join([
-            _grid(axes, y_ticks, share), _level(axes, level), _marks(axes, marks), *(_band(axes, s) for s in lines), *(_path(axes, s) for s in lines)
+            _grid(axes, y_ticks, share, axis), _level(axes, level), _marks(axes, marks), *(_band(axes, s) for s in lines), *(_path(axes, s) for s in lines)
         ]),
     )  # fmt: skip
     final = lines[0].y[-1]
@@ -228,7 +230,7 @@ def _thin(series: Series) -> Series:
     return replace(series, x=x, y=[sum(p[1] for p in b) / len(b) for b in bins], low=(), high=())
 
 
-def _grid(axes: _Axes, y_ticks: Sequence[float], share: bool) -> Html:
+def _grid(axes: _Axes, y_ticks: Sequence[float], share: bool, axis: str) -> Html:
     parts = []
     for tick in y_ticks:
         parts.append(html(
@@ -237,12 +239,12 @@ def _grid(axes: _Axes, y_ticks: Sequence[float], share: bool) -> Html:
             text=number(tick) if axes.log else tick_text(tick, y_ticks[1] - y_ticks[0], share),
         ))  # fmt: skip
     for tick in ticks(axes.x_low, axes.x_high, 4):
-        if axes.x_low <= tick <= axes.x_high and tick == int(tick):
+        if axes.x_low <= tick <= axes.x_high and (tick == int(tick) or axis != "step"):
             parts.append(html(
                 '<text class="xlab" x="{x}" y="{y}">{text}</text>',
                 x=f"{axes.x(tick):.1f}", y=HEIGHT - BOTTOM + 17, text=number(tick),
             ))  # fmt: skip
-    parts.append(html('<text class="xname" x="{x}" y="{y}">step</text>', x=WIDTH - RIGHT, y=HEIGHT - 2))
+    parts.append(html('<text class="xname" x="{x}" y="{y}">{t}</text>', x=WIDTH - RIGHT, y=HEIGHT - 2, t=axis))
     return join(parts)
 
 
