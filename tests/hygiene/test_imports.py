@@ -40,6 +40,8 @@ OPTIONAL = {
     "fsspec",
     "gymnasium",
     "ale_py",
+    "h5py",
+    "stable_worldmodel",
 }  # extras: any file may import them where they are used
 PLATFORM = {"fcntl", "resource"}  # modules that only some operating systems have
 
