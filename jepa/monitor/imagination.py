@@ -78,7 +78,7 @@ class Courses:
 def seen_latents(model: WorldModel, windows: Windows) -> Tensor:
     """The model's latents (B, T + H, N, D) of every frame, each with all frames before it in view."""
     length = windows.frames.shape[1]
-    found = model.readout(model.observe(windows.history(0, length)))
+    found: Tensor = model.readout(model.observe(windows.history(0, length)))
     if found.shape[1] == length:
         return found
     # a model that looks back less far gives the newest frames only: each frame in its turn is the newest
@@ -121,7 +121,7 @@ def courses(model: WorldModel, windows: Windows, others: dict[str, Tensor] | Non
 
 def euclidean(first: Tensor, second: Tensor) -> Tensor:
     """Mean over tokens of the Euclidean distance: (..., N, D) to (...)."""
-    return (first.double() - second.double()).norm(dim=-1).mean(dim=-1)
+    return (first.double() - second.double()).square().sum(dim=-1).sqrt().mean(dim=-1)
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:

@@ -38,8 +38,15 @@ class Recording:
 class Recordings(Protocol):
     """Episodes of a split."""
 
-    name: str  # of the split, for messages
-    lengths: Sequence[int]  # L of each episode
+    @property
+    def name(self) -> str:
+        """Of the split, for messages."""
+        ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """L of each episode."""
+        ...
 
     def actions(self, episode: int) -> Tensor:
         """Those of one episode alone (L - 1, A), without decoding its frames."""

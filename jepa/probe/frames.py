@@ -116,7 +116,8 @@ def of_encoder(encode: Callable[[Tensor], Tensor], config: FramesConfig, device:
 
     def embed(batch: Batch) -> Tensor:
         shown = batch.frames[:, -config.frames :].flatten(0, 1).to(device)
-        latents = encode(shown).unflatten(0, (len(batch.frames), config.frames))
+        latents = encode(shown)
+        latents = latents.view(len(batch.frames), config.frames, *latents.shape[1:])
         return flat(latents, config.tokens).flatten(1)
 
     return embed
@@ -202,7 +203,8 @@ class Reader:
     def read(self, features: Tensor) -> Tensor:
         """Features (..., F) to columns (..., C) float64 on the CPU."""
         rows = features.flatten(0, -2).float().cpu()
-        return predict_ridge(self.axes.apply(rows), self.weight, self.intercept).unflatten(0, features.shape[:-1])
+        columns = predict_ridge(self.axes.apply(rows), self.weight, self.intercept)
+        return columns.view(*features.shape[:-1], columns.shape[1])
 
 
 def on_axes(features: Sequence[Tensor], name: str) -> tuple[Axes, list[Tensor]]:

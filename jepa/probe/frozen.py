@@ -20,7 +20,6 @@ from jepa.methods.base import Method
 from jepa.methods.world import WorldModel
 from jepa.nn.tokens import Normalise
 from jepa.probe.bootstrap import Bootstrap
-from jepa.probe.episodes import Recordings
 from jepa.probe.footage import Footage
 from jepa.probe.frames import Embed, FramesConfig, Part, Source, Table, gather, of_encoder, of_pixels, of_world
 from jepa.probe.suite import SplitsConfig, Suite
@@ -110,9 +109,8 @@ def _embed(run_config: RunConfig, method: Method, config: FramesConfig, device: 
     return of_encoder(Encoder(method, run_config).to(device), config, device)
 
 
-def _facts(footage: tuple[Recordings, ...], parts: list[Part], config: FramesConfig) -> dict[str, Any]:
+def _facts(footage: tuple[Footage, ...], parts: list[Part], config: FramesConfig) -> dict[str, Any]:
     first = footage[0]
-    assert isinstance(first, Footage), "episodes of a data set"
     splits = {
         use: {"split": part.split, "n": len(part.places), "labelled": len(part.places),
               "originals": len({e for e, _ in part.places})}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def mlp_probe(
             places = torch.randint(0, len(x), (min(config.batch, len(x)),), generator=draws).to(x.device)
             loss = F.mse_loss(network(x[places]), y[places])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             if step % config.look_every and step != config.steps:
                 continue
@@ -90,7 +91,7 @@ def mlp_probe(
 
 def _network(inputs: int, outputs: int, config: MlpConfig) -> nn.Sequential:
     widths = [inputs, *[config.width] * config.depth]
-    hidden = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.GELU())]
+    hidden = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.GELU())]
     return nn.Sequential(*hidden, nn.Linear(widths[-1], outputs))
 
 

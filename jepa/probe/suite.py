@@ -12,8 +12,8 @@ label, on tokens of a clip that ends so many seconds before the action and on th
 top-1, and recall at k as the mean over the classes that occur in the test split. Segmentation and depth: a linear map
 of each token, enlarged bilinearly to the label's resolution. Frames: ridge regression and a small network on latents of
 single frames of episodes, R² and Pearson's r as means over a variable's numbers, the mean error in its unit. All are
-reported on test with percentile intervals of a bootstrap over originals. Accuracy and mIoU are fractions, R² is 1 - SSE / SST, RMSE is in the label's unit. Inner
-layers go through the encoder's final norm.
+reported on test with percentile intervals of a bootstrap over originals. Accuracy and mIoU are fractions, R² is 1 - SSE
+/ SST, RMSE is in the label's unit. Inner layers go through the encoder's final norm.
 """
 
 from __future__ import annotations

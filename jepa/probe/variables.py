@@ -56,7 +56,7 @@ class VariableConfig:
         """
         picked = self._picked(values)
         if self.kind == "linear":
-            return (predicted - picked).norm(dim=-1)
+            return (predicted - picked).square().sum(dim=-1).sqrt()
         sine, cosine = predicted.chunk(2, dim=-1)
         away = torch.atan2(sine, cosine) - 2 * math.pi / self.period * picked
         return torch.rad2deg(torch.atan2(away.sin(), away.cos()).abs()).mean(dim=-1)

@@ -85,7 +85,8 @@ def line_chart(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{label}" data-chart="{data}">{parts}</svg>',
         w=WIDTH, h=HEIGHT, label=label, data=_data(lines, axes, share),
         parts=join([
-            _grid(axes, y_ticks, share, axis), _level(axes, level), _marks(axes, marks), *(_band(axes, s) for s in lines), *(_path(axes, s) for s in lines)
+            _grid(axes, y_ticks, share, axis), _level(axes, level), _marks(axes, marks),
+            *(_band(axes, s) for s in lines), *(_path(axes, s) for s in lines),
         ]),
     )  # fmt: skip
     final = lines[0].y[-1]

@@ -1,7 +1,7 @@
 """The sections of a world model: how far its imagination can be trusted, and what planning with it achieves.
 
-Both read result files, RUN/rollouts/*.json and RUN/plans/*.json, and the pictures beside them; runs without have neither
-section.
+Both read result files, RUN/rollouts/*.json and RUN/plans/*.json, and the pictures beside them; runs without have
+neither section.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from jepa.report import panels
 from jepa.report.charts import Interval, Series, interval_table, line_chart
-from jepa.report.markup import Html, count, film, html, image, join, number, percent
+from jepa.report.markup import Html, count, duration, film, html, image, join, number, percent
 from jepa.report.page import Section
 from jepa.report.read import Run, is_number
 
@@ -125,8 +125,8 @@ def _calibration(found: Result | None) -> list[Html]:
     bins = found["reliability"]
     line = Series("mean error", [b["uncertainty"] for b in bins], [b["error"] for b in bins])
     words = (
-        f"Roll-outs in ten groups by how unsure the model was (from left to right) and their mean error. At one horizon "
-        f"the ranks of the two correlate by {number(found['all']['value'], 2)} "
+        "Roll-outs in ten groups by how unsure the model was (from left to right) and their mean error. At one "
+        f"horizon the ranks of the two correlate by {number(found['all']['value'], 2)} "
         f"[{number(found['all']['low'], 2)}, {number(found['all']['high'], 2)}]."
     )
     title = "Does it know when it is wrong?"
@@ -150,41 +150,60 @@ def _band_words() -> str:
 
 
 def _plan(run: Run, result: Result, named: bool) -> Html:
-    rows = [r for r in result["rows"] if isinstance(r, dict) and is_number(r.get("rate"))]
+    rows = [r for r in result["rows"] if isinstance(r, dict) and is_number(r.get("value"))]
     if not rows:
         return Html("")
     bars = [
         Interval(
-            str(r.get("policy", "")), float(r["rate"]), r.get("low"), r.get("high"),
-            html("{v}<small>{s} of {n}</small>", v=percent(r["rate"]), s=r.get("successes", "?"), n=r.get("episodes", "?")),
-            "s0" if i == 0 else "base",
+            str(r.get("policy", "")), float(r["value"]), r.get("low"), r.get("high"),
+            html("{v}<small>{s} of {n}</small>", v=percent(r["value"], 0), s=r.get("successes"), n=r.get("episodes")),
+            "base" if r.get("baseline") else "s0",
         )
-        for i, r in enumerate(rows)
+        for r in rows
     ]  # fmt: skip
-    caption = (
-        f"Share of episodes that end in success, with Wilson's 95 % intervals. Protocol {result.get('protocol', '?')}."
-    )
-    table = interval_table("Success", bars, caption, share=True)
-    cost = [r for r in rows if isinstance(r.get("latency"), dict)]
-    times = Html("")
-    if cost:
-        body = join(
-            html("<tr><th>{n}</th><td>{m}</td><td>{p}</td><td>{c}</td></tr>", n=r.get("policy", ""),
-                 m=_seconds(r["latency"].get("median")), p=_seconds(r["latency"].get("p95")),
-                 c=number(r["model_calls"]) if is_number(r.get("model_calls")) else "")
-            for r in cost
-        )  # fmt: skip
-        times = html(
-            '<div class="panel scroll"><table class="data"><thead><tr><th>policy</th><th>time for a step, median</th>'
-            "<th>95th percentile</th><th>model calls for a step</th></tr></thead><tbody>{b}</tbody></table></div>",
-            b=body,
-        )
+    for p in result.get("published") or []:
+        if isinstance(p, dict) and is_number(p.get("value")):
+            note = html("{m}<small>{s}</small>", m=p.get("model", ""), s=f"published: {p.get('source', '')}")
+            bars.append(Interval(note, float(p["value"]), text=percent(p["value"], 0), css="s7", mark="mean"))
+    table = interval_table("Episodes that end in success", bars, _task(result), share=True)
     shown = _pictures(run.path / "plans", result.get("pictures"))
-    return html('{h}<div class="grid two">{t}</div>{c}{p}', h=_heading(run, result, named), t=table, c=times, p=shown)
+    cost = join(_cost(r) for r in rows if isinstance(r.get("planning"), dict))
+    notes = join(html('<p class="callout">{n}</p>', n=n) for n in result.get("notes") or [])
+    return html(
+        '{h}<div class="grid two">{t}</div>{c}{n}{p}', h=_heading(run, result, named), t=table, c=cost, n=notes, p=shown
+    )
 
 
-def _seconds(value: Any) -> str:
-    return f"{number(1000 * value)}\u00a0ms" if is_number(value) else ""
+def _task(result: Result) -> str:
+    """What had to be done, as a caption."""
+    task = result.get("task") if isinstance(result.get("task"), dict) else {}
+    assert isinstance(task, dict), "checked above"
+    words = f"Budget {number(task['budget'])} steps. " if is_number(task.get("budget")) else ""
+    words += "Bars: Wilson's 95 % intervals."
+    diamonds = " Diamonds: published, under protocols of their own." if result.get("published") else ""
+    task_id = f", task {result['fingerprint']}" if result.get("fingerprint") else ""
+    return f"{words}{diamonds} Protocol {result.get('protocol', '?')}{task_id}."
+
+
+def _cost(row: Mapping[str, Any]) -> Html:
+    """What a step of planning takes."""
+    names = {
+        "seconds_per_plan": "time for a plan", "seconds_per_step": "time for a step",
+        "seconds_per_step_p95": "the same, 95th percentile", "imagined_per_step": "steps imagined for a step",
+        "calls_per_plan": "model calls for a plan",
+    }  # fmt: skip
+    cells = [
+        html("<tr><th>{k}</th><td>{v}</td></tr>", k=words,
+             v=_seconds(row["planning"][key]) if key.startswith("seconds") else number(row["planning"][key]))
+        for key, words in names.items()
+        if is_number(row["planning"].get(key))
+    ]  # fmt: skip
+    body = '<div class="panel scroll means"><table class="data"><tbody>{b}</tbody></table></div>'
+    return html(body, b=join(cells)) if cells else Html("")
+
+
+def _seconds(value: float) -> str:
+    return f"{number(1000 * value)}\u00a0ms" if value < 1 else duration(value)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
@@ -193,11 +212,13 @@ def _seconds(value: Any) -> str:
 def _pictures(folder: Path, given: Any) -> Html:
     """Strips and films that a result names, as far as they are there."""
     files = given.get("files", []) if isinstance(given, dict) else given if isinstance(given, list) else []
-    parts = []
-    for one in [f for f in files if isinstance(f, dict)][:SHOWN]:
-        episode = one.get("episode", "")
-        for kind in ("film", "strip"):
-            shown = _file(folder, one.get(kind), f"{kind} of episode {episode}")
+    parts: list[Html] = []
+    for one in files:
+        names = (
+            [one] if isinstance(one, str) else [one.get(k) for k in ("film", "strip")] if isinstance(one, dict) else []
+        )
+        for name in names:
+            shown = _file(folder, name) if len(parts) < SHOWN else None
             if shown:
                 parts.append(html('<figure class="sheet">{i}</figure>', i=shown))
     if not parts:
@@ -214,11 +235,12 @@ def _pictures(folder: Path, given: Any) -> Html:
     return html('<div class="group">{p}<p class="soft">{w}</p></div>', p=join(parts), w=words)
 
 
-def _file(folder: Path, name: Any, alt: str) -> Html | None:
-    """A picture or an animation beside a result file; None where it is not one of ours."""
+def _file(folder: Path, name: Any) -> Html | None:
+    """A picture or an animation below a folder; None where it is not one of ours."""
     path = folder / str(name)
-    if not isinstance(name, str) or path.parent != folder or not path.is_file():
+    if not isinstance(name, str) or not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         return None
+    alt = f"{'film' if path.suffix == '.gif' else 'picture'}: {path.stem.replace('-', ' ')}"
     try:
         with Image.open(path) as opened:
             pictures = [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]

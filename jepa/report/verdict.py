@@ -107,7 +107,8 @@ def probe_title(probe: str, metric: str) -> str:
         "anticipation": "Anticipation", "state": "State probe", "mlp": "Small network",
     }  # fmt: skip
     units = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "r2": "R²", "miou": "mean IoU", "rmse": "RMSE",
-             "f1_weighted": "weighted F1", "f1_macro": "macro F1", "pearson": "Pearson r", "error": "mean error"}  # fmt: skip
+             "f1_weighted": "weighted F1", "f1_macro": "macro F1", "pearson": "Pearson r",
+             "error": "mean error"}  # fmt: skip
     if metric.startswith("recall"):
         units[metric] = f"class-mean recall at {metric.removeprefix('recall')}"
     what = f" of {target}" if target else ""

@@ -52,9 +52,9 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         x = (latents.float() - self.get_buffer("mean")) / self.get_buffer("std")
         if self.grid:
-            x = self.first(x.transpose(1, 2).unflatten(2, self.grid))
+            x = self.first(x.transpose(1, 2).reshape(len(x), -1, *self.grid))
         else:
-            x = self.first(x.mean(dim=1) if self.pooled else x.flatten(1)).unflatten(1, (-1, _START, _START))
+            x = self.first(x.mean(dim=1) if self.pooled else x.flatten(1)).view(len(x), -1, _START, _START)
         picture: Tensor = torch.sigmoid(self.rest(x))
         return F.interpolate(picture, self.size, mode="bilinear", antialias=True)
 
@@ -82,7 +82,7 @@ def train_decoder(
         places = torch.randint(0, len(latents), (min(_BATCH, len(latents)),), generator=draws)
         loss = F.mse_loss(decoder(latents[places].to(device)), target[places].to(device))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         last = [*last[-49:], loss.item()]
     return decoder.eval(), sum(last) / max(len(last), 1)

@@ -6,6 +6,7 @@ Shapes: H steps, T frames seen, N tokens, D width.
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,15 +129,17 @@ def film(found: Rollout) -> list[Image.Image]:
     ]
 
 
-def save(roll_outs: Sequence[Rollout], folder: Path, name: str) -> list[dict[str, Any]]:
-    """Write NAME-EPISODE.png and .gif; what was written, with paths beside the result file."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(roll_outs: Sequence[Rollout], folder: Path) -> list[dict[str, Any]]:
+    """Write episode-N.png and .gif, instead of those of another time; what was written, relative to `folder`'s own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     written = []
     for found in roll_outs:
-        stem = f"{name}-{found.episode}"
+        stem = f"episode-{found.episode}"
         strip(found).save(folder / f"{stem}.png", optimize=True)
         (folder / f"{stem}.gif").write_bytes(_gif(film(found)))
-        written.append({"episode": found.episode, "start": found.start, "strip": f"{stem}.png", "film": f"{stem}.gif"})
+        names = {"strip": f"{folder.name}/{stem}.png", "film": f"{folder.name}/{stem}.gif"}
+        written.append({"episode": found.episode, "start": found.start, **names})
     return written
 
 

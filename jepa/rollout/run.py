@@ -87,7 +87,7 @@ def rollout(
                 model, normalise, train, settings.pictures, settings.windows.seen, settings.windows.batch, place
             )
             made = pictures.roll_outs(model, normalise, test, places, settings, draw, place)
-            drawn = pictures.save(made, run_dir / "rollouts", settings.name)
+            drawn = pictures.save(made, run_dir / "rollouts" / settings.name)
     result = {
         "protocol": settings.protocol,
         "suite": settings.name,
@@ -139,8 +139,8 @@ def _places(test: Recordings, suite: RolloutSuite) -> list[Place]:
     if len({e for e, _ in found}) < 2:
         raise ConfigError(
             f"a roll-out of {windows.seen} frames seen and {windows.horizon} steps needs two episodes of "
-            f"{windows.seen + windows.horizon} frames at the model's pace; of {len(lengths)} in split {test.name!r} the "
-            f"longest has {max(lengths, default=0)}. Lower windows.horizon or windows.seen"
+            f"{windows.seen + windows.horizon} frames at the model's pace; of {len(lengths)} in split {test.name!r} "
+            f"the longest has {max(lengths, default=0)}. Lower windows.horizon or windows.seen"
         )
     return found
 

@@ -22,7 +22,9 @@ def test_it_reads_a_product_and_ridge_does_not() -> None:
     train, val, (x, y) = data(800, 0), data(200, 1), data(200, 2)
     config = MlpConfig(width=32, steps=400, lr=(3e-3, 1e-7))
     fit, chosen = mlp_probe(train, val, x, PLACES, config)
-    linear, _ = ridge_probe(Axes.fit(train[0]), *[(Axes.fit(train[0]).apply(a), b) for a, b in (train, val)], Axes.fit(train[0]).apply(x), RidgeConfig())  # fmt: skip
+    axes = Axes.fit(train[0])
+    on = [(axes.apply(a), b) for a, b in (train, val)]
+    linear, _ = ridge_probe(axes, *on, axes.apply(x), RidgeConfig())
     assert float(r2_score(y, fit)[0]) > 0.95 > 0.1 > float(r2_score(y, linear)[0])
     assert float(r2_score(y, fit)[1]) > 0.98
     assert chosen["bent"]["lr"] == 3e-3 and chosen["bent"]["step"] % 100 == 0

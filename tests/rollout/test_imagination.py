@@ -37,7 +37,7 @@ def test_the_first_step_of_the_open_loop_is_a_single_step() -> None:
 
 
 def test_a_model_that_knows_the_world_is_wrong_only_with_wrong_actions() -> None:
-    windows, places = worlds.windows(5, seen=1, horizon=4)
+    windows, _ = worlds.windows(5, seen=1, horizon=4)
     other = windows.future.roll(1, dims=0)
     found = courses(worlds.model().double(), windows, {"shuffled": other, "zero": torch.zeros_like(other)})
     error = {name: euclidean(course, found.true) for name, course in found.every().items()}

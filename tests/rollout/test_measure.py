@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,8 @@ SUITE = RolloutSuite(windows=WindowsConfig(seen=2, horizon=5, per_episode=3, bat
 def rolled(
     model: worlds.PointMass, suite: RolloutSuite = SUITE
 ) -> tuple[Errors, Bootstrap, list[Place], Reader | None]:
-    train, val, test = (worlds.Walks(n, [14, 12, 3] * k, s) for s, (n, k) in enumerate([("train", 8), ("val", 4), ("test", 4)]))  # fmt: skip
+    sizes = {"train": 8, "val": 4, "test": 4}
+    train, val, test = (worlds.Walks(name, [14, 12, 3] * sizes[name], seed) for seed, name in enumerate(sizes))
     reader = None
     if suite.state:
         source = Source("latents", "run", of_world(model, PLAIN, suite.state, CPU))
@@ -75,7 +78,7 @@ def test_wrong_actions_cost_what_they_should() -> None:
 
 def test_other_actions_come_from_other_episodes() -> None:
     class Told(worlds.PointMass):
-        seen: list[torch.Tensor] = []
+        seen: ClassVar[list[torch.Tensor]] = []
 
         def imagine(self, state: State, actions: torch.Tensor) -> State:
             self.seen.append(actions)
