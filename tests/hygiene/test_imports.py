@@ -11,8 +11,8 @@ from tests.hygiene.tree import PACKAGE, modules
 TRAINING = ("environment", "interrupt", "world", "rundir", "progress", "record", "cost", "guard", "prepare", "launch")
 ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
-    *("methods", "optim"),
-    *("checkpoint", "export", "monitor", "probe", "plan", *TRAINING, "extract", "train", "slurm", "report", "bench"),
+    *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
+    *("extract", "train", "slurm", "report", "bench"),
     *("doctor", "demo", "terminal", "options", "cli_bench", "cli_plan", "cli", "__main__"),
 )
 
