@@ -101,7 +101,7 @@ def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = CHAPTERS) -> di
         with _stage(f"{label}probe", seconds, console):
             found = probe(run, chapter.suite, [*_rivals(chapter, out), *chapter.probes])
         tables = [probe_table.table(found)]
-        figures = {"probe_rows": found["rows"]}
+        figures: dict[str, Any] = {"probe_rows": found["rows"]}
         if chapter.rollout is not None:
             with _stage(f"{label}roll-out", seconds, console):
                 imagined = imagination.rollout(run, chapter.rollout, list(chapter.rollouts))
@@ -119,9 +119,9 @@ def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = CHAPTERS) -> di
             runs[:1], out / "report.html",
             chapters={c.name: [r] for c, r in zip(chapters[1:], runs[1:], strict=True)},
         )  # fmt: skip
-    figures = [report.summary(run) | found for run, (_, found) in zip(runs, results, strict=True)]
-    others = {c.name: f for c, f in zip(chapters[1:], figures[1:], strict=True)}
-    summary = figures[0] | {"chapters": others, "stage_seconds": seconds}
+    each = [report.summary(run) | shown for run, (_, shown) in zip(runs, results, strict=True)]
+    others = {c.name: f for c, f in zip(chapters[1:], each[1:], strict=True)}
+    summary: dict[str, Any] = each[0] | {"chapters": others, "stage_seconds": seconds}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     for tables, _ in results:
         for table in tables:
