@@ -359,8 +359,8 @@ NETS = (
     one(
         "init: output maps shrink too little",
         "nn/attention.py",
-        "block.attn.proj.weight.div_((2.0 * depth) ** 0.5)",
-        "block.attn.proj.weight.div_(depth ** 0.5)",
+        'block.get_parameter("attn.proj.weight").div_((2.0 * depth) ** 0.5)',
+        'block.get_parameter("attn.proj.weight").div_(depth ** 0.5)',
         "methods/test_ijepa_options.py::test_weights_at_the_start",
     ),
     one(
