@@ -292,3 +292,15 @@ def test_states_map_and_pick() -> None:
     assert state.proprio is not None and state.proprio.shape == (2, FRAMES - 1, PROPRIO)
     assert state.memory["actions"].shape == (2, FRAMES - 2, ACTION)
     assert state.rows([1]).memory["actions"].shape[0] == 1
+
+
+def test_targets_get_no_gradient() -> None:
+    """Embedded proprioception is part of the target too, and must not be pulled towards what is predicted."""
+    model = make("dinowm", rollout=0)
+    history = example(model)
+    assert isinstance(model, DinoWM) and model.proprio_embed is not None and history.proprio is not None
+    frames = model.frames(model.latents(history.frames), history.actions, history.proprio)
+    ahead = model.ahead(frames.part(0, 3))
+    assert ahead.proprio is not None
+    fixed = dataclasses.replace(ahead, latents=ahead.latents.detach(), proprio=ahead.proprio.detach())
+    assert not model.distance(fixed, frames.part(1, 4)).requires_grad
