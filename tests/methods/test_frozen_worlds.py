@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from jepa import config
 from jepa.data import Batch
 from jepa.errors import ConfigError
 from jepa.methods import base
 from jepa.methods.ac import AC
 from jepa.methods.dinowm import DinoWM
 from jepa.methods.frozen import FrozenWorldModel
-from jepa.methods.world import State
+from jepa.methods.world import History, State
 from jepa.nn import frame_causal
 from jepa.nn.pose import moved
 from jepa.nn.rollout import Frames
 from tests.methods import frozen_worlds as worlds
 from tests.methods.frozen_worlds import ACTION, FRAMES, PROPRIO, SIDE, example, make
+from tests.methods.worlds import squares
 
 ADALN = {"predictor": {"action": "adaln"}}
 NARROW = {"predictor": {"width": 16}}
@@ -304,3 +306,35 @@ def test_targets_get_no_gradient() -> None:
     assert ahead.proprio is not None
     fixed = dataclasses.replace(ahead, latents=ahead.latents.detach(), proprio=ahead.proprio.detach())
     assert not model.distance(fixed, frames.part(1, 4)).requires_grad
+
+
+@pytest.mark.parametrize("name", ["ac", "dinowm"])
+def test_it_learns_what_actions_do(name: str) -> None:
+    """A few clips of a square that actions push: far below standing still, and worse with actions of other clips."""
+    torch.manual_seed(0)
+    encoder = config.merge(worlds.IMAGES, {"encoder": {"init": "fan_in"}})
+    section = worlds.values(name, space={"action": 2, "proprio": 0})
+    section["encoder"] = {"spec": {"method": encoder, "size": [16, 16]}}
+    sizes: dict[str, Any] = {"ac": {"width": 64, "heads": 4, "init": "fan_in"}, "dinowm": {"action": "adaln", "width": 48}}
+    section["predictor"] = section["predictor"] | sizes[name]
+    section |= {"action_width": 32} if name == "dinowm" else {}
+    model = base.create(section, (4, 16, 16)).train()
+    assert isinstance(model, AC | DinoWM)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    x, actions, _ = squares(8, 4)
+    steps = 120 if name == "dinowm" else 300
+    latents = model.latents(x.transpose(1, 2))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1, (step + 1) / 10) * (1 - step / steps)
+        optimizer.zero_grad()
+        model.learn(latents, actions, None).loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        state = model.observe(History(x.transpose(1, 2)[:, :1], actions[:, :0]))
+        plans = torch.stack([actions[:, :2], actions.roll(1, 0)[:, :2]], dim=1)
+        future = model.imagine(state, plans).latents
+        metrics = model.learn(latents, actions, None).metrics
+    right, wrong = ((future[:, i] - latents[:, 1:3]).abs().mean() for i in range(2))
+    assert metrics["loss_one_step"] < 0.6 * metrics["loss_of_copy"], metrics
+    assert right < 0.8 * wrong, (right, wrong)
