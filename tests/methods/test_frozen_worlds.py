@@ -315,7 +315,10 @@ def test_it_learns_what_actions_do(name: str) -> None:
     encoder = config.merge(worlds.IMAGES, {"encoder": {"init": "fan_in"}})
     section = worlds.values(name, space={"action": 2, "proprio": 0})
     section["encoder"] = {"spec": {"method": encoder, "size": [16, 16]}}
-    sizes: dict[str, Any] = {"ac": {"width": 64, "heads": 4, "init": "fan_in"}, "dinowm": {"action": "adaln", "width": 48}}
+    sizes: dict[str, dict[str, Any]] = {
+        "ac": {"width": 64, "heads": 4, "init": "fan_in"},
+        "dinowm": {"action": "adaln", "width": 48},
+    }
     section["predictor"] = section["predictor"] | sizes[name]
     section |= {"action_width": 32} if name == "dinowm" else {}
     model = base.create(section, (4, 16, 16)).train()
