@@ -114,11 +114,13 @@ class Ensemble(nn.Module):
         """Mean squared error of each member on its half of the samples; z, following (B, T, D), g (B,)."""
         error = (self(z.detach(), action.detach()).float() - (following - z).detach().float()).square()
         mine = (noise.uniform("ensemble", seed, g.to(z.device), self.members) < 0.5).float().t()  # (M, B)
-        return (error.flatten(2).mean(-1) * mine).sum() / mine.sum().clamp(min=1)
+        out: Tensor = (error.flatten(2).mean(-1) * mine).sum() / mine.sum().clamp(min=1)
+        return out
 
     def disagreement(self, z: Tensor, action: Tensor) -> Tensor:
         """Standard deviation over members, root mean square over the latent: (...)."""
-        return self(z, action).float().var(dim=0, correction=0).mean(-1).sqrt()
+        spread: Tensor = self(z, action).float().var(dim=0, correction=0)
+        return spread.mean(-1).sqrt()
 
 
 class Heads(nn.Module):
