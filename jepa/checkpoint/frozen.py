@@ -7,7 +7,6 @@ frozen.load(method)                                           when a fresh run h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,9 +68,14 @@ def _of_run(path: str, which: str | None) -> dict[str, Any]:
         raise ConfigError(f"encoder.which={which!r}: the run {path} has {', '.join(sorted(method.encoders()))}")
     weights = folder.manifest(found)["files"][folder.MODEL]["sha256"]
     return {
-        "method": to_dict(config.method), "size": list(config.data.size), "which": which, "mean": list(config.data.mean),
-        "std": list(config.data.std), "step": int(io.read_state(found)["step"]), "weights": weights[:_HASH],
-    }  # fmt: skip
+        "method": to_dict(config.method),
+        "size": list(config.data.size),
+        "which": which,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "step": int(io.read_state(found)["step"]),
+        "weights": weights[:_HASH],
+    }
 
 
 def load(method: torch.nn.Module) -> list[str]:

@@ -10,9 +10,9 @@ P(h_1..t, a_1..t, s_1..t) = layer_norm(predictor) at time t          what follow
 loss = mean_t |P(h_1..t, a_1..t, s_1..t) - h_t+1|                    teacher forcing (equation 2)
      + mean_t |P's own roll-out from frame 1 - h_t+1|, t <= rollout  (equation 3); gradients go through
 
-Blocks of tokens [action, state, patches] of a frame see themselves and earlier blocks. States (`data.steps.proprio`) are
-the true ones in training; when a plan is imagined, `motion` says how they go on: by a head of the predictor, which is
-trained beside it, or by the action itself, as the official planner does for poses of an end effector.
+Blocks of tokens [action, state, patches] of a frame see themselves and earlier blocks. States (`data.steps.proprio`)
+are the true ones in training; when a plan is imagined, `motion` says how they go on: by a head of the predictor, which
+is trained beside it, or by the action itself, as the official planner does for poses of an end effector.
 
 Shapes: B batch, S plans, T frames, H imagined steps, N patches of a frame, D width, A action, P state, E the camera's
 part of it.
@@ -157,7 +157,7 @@ class AC(FrozenWorldModel):
         seen = Frames(state.latents, state.proprio if self.space.proprio else None, self.action_scale(before))
         window = self.frames_at_once
         at_once = self.plans_at_once(state, actions.shape[1], window)
-        parts = [roll_out(self, seen, self.action_scale(piece), window) for piece in actions.split(at_once, dim=1)]
+        parts = [roll_out(self, seen, self.action_scale(piece), window) for piece in torch.split(actions, at_once, dim=1)]
         states = [s for _, s in parts if s is not None]
         return State(torch.cat([z for z, _ in parts], dim=1), torch.cat(states, dim=1) if states else None)
 
@@ -176,7 +176,7 @@ class AC(FrozenWorldModel):
         elif self.config.motion in ("pose", "add") and self.state:
             true = self.proprio_scale.back(states)
             pose, rest = true[..., : self.state], true[..., self.state :]
-            for motion in self.action_scale.back(actions).split(self.state, dim=-1):
+            for motion in torch.split(self.action_scale.back(actions), self.state, dim=-1):
                 pose = moved(pose, motion) if self.config.motion == "pose" else pose + motion
             own = self.proprio_scale(torch.cat([pose, rest], dim=-1))[..., : self.state]
         return torch.cat([own, camera], dim=-1)

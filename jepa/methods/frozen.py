@@ -108,7 +108,7 @@ class FrozenEncoder(nn.Module):
                 f"got frames of {tuple(x.shape[-2:])} (height, width); this world model's encoder takes "
                 f"{self.image_size}"
             )
-        pieces = [self._encode(piece) for piece in x.split(self.config.chunk)]
+        pieces = [self._encode(piece) for piece in torch.split(x, self.config.chunk)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -203,9 +203,9 @@ def _tubelet(encoder: nn.Module) -> int:
 
 def _between(spec: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Scale and shift by channel from the run's normalisation to the encoder's."""
-    own, given = ([spec.get(f"{of}{name}") for name in ("mean", "std")] for of in ("", "data_"))
-    if None in own or None in given or own == given:
+    if not {"mean", "std", "data_mean", "data_std"} <= spec.keys():
         return [1.0] * 3, [0.0] * 3
+    own, given = ([list(spec[f"{of}{name}"]) for name in ("mean", "std")] for of in ("", "data_"))
     scale = [g / o for g, o in zip(given[1], own[1], strict=True)]
     shift = [(g - o) / std for g, o, std in zip(given[0], own[0], own[1], strict=True)]
     return scale, shift

@@ -12,8 +12,17 @@ from jepa.methods import base
 from jepa.methods.frozen import FrozenWorldModel
 from jepa.methods.world import History
 
-IMAGES: dict[str, Any] = {"name": "ijepa", "encoder": {"patch": 4, "width": 24, "depth": 1, "heads": 2}}
-VIDEO: dict[str, Any] = {"name": "vjepa", "encoder": {"patch": 4, "width": 24, "depth": 1, "heads": 2}}
+SMALL = {"width": 24, "depth": 1, "heads": 2}  # of the encoder's own run, thrown away
+IMAGES: dict[str, Any] = {
+    "name": "ijepa",
+    "encoder": {"patch": 4, "width": 24, "depth": 1, "heads": 2},
+    "predictor": SMALL,
+}
+VIDEO: dict[str, Any] = {
+    "name": "vjepa",
+    "encoder": {"patch": 4, "width": 24, "depth": 1, "heads": 2},
+    "predictor": SMALL,
+}
 SPECS = {"images": {"method": IMAGES, "size": [12, 12]}, "video": {"method": VIDEO, "size": [4, 12, 12]}}
 PREDICTORS: dict[str, dict[str, Any]] = {
     "ac": {"depth": 2, "width": 24, "heads": 2},
