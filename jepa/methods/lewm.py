@@ -112,7 +112,7 @@ class LeWM(WorldModel):
         predicted, error = self.prediction(z, told)
         sketch = self.sigreg(z, schedule["noise_step"], self.seed)
         loss = error + config.sigreg.weight * sketch
-        metrics = {"loss_prediction": error, "loss_copy": latent_error(z[:, :-1], z[:, 1:]), "sigreg": sketch}
+        metrics = {"loss_prediction": error, "loss_of_copy": latent_error(z[:, :-1], z[:, 1:]), "sigreg": sketch}
         if self.chunks is not None:
             metrics["loss_chunk"] = self.chunk_error(z, told, self.chunks(told, actions), batch.g.to(z.device))
             loss = loss + metrics["loss_chunk"]

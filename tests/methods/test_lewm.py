@@ -11,7 +11,7 @@ from jepa.cost import step_flops
 from jepa.errors import ConfigError
 from jepa.methods import base
 from jepa.methods.lewm import LeWM
-from tests.methods.worlds import LEWM, SIZE, history_of, loss_of, make, squares, train
+from tests.methods.squares import LEWM, SIZE, history_of, loss_of, make, squares, train
 
 
 def lewm(**more: object) -> LeWM:
@@ -123,7 +123,7 @@ def test_learns_without_collapse() -> None:
     with torch.no_grad():
         output = loss_of(model, x, actions)
         z = model.encode(x).flatten(0, 1)
-    assert output.metrics["loss_prediction"] < 0.5 * output.metrics["loss_copy"]
+    assert output.metrics["loss_prediction"] < 0.5 * output.metrics["loss_of_copy"]
     assert z.std(0).min() > 0.2 and z.std(0).mean() > 0.6
     values = torch.linalg.svdvals(z - z.mean(0))
     share = values.square() / values.square().sum()
