@@ -157,7 +157,9 @@ class AC(FrozenWorldModel):
         seen = Frames(state.latents, state.proprio if self.space.proprio else None, self.action_scale(before))
         window = self.frames_at_once
         at_once = self.plans_at_once(state, actions.shape[1], window)
-        parts = [roll_out(self, seen, self.action_scale(piece), window) for piece in torch.split(actions, at_once, dim=1)]
+        parts = [
+            roll_out(self, seen, self.action_scale(piece), window) for piece in torch.split(actions, at_once, dim=1)
+        ]
         states = [s for _, s in parts if s is not None]
         return State(torch.cat([z for z, _ in parts], dim=1), torch.cat(states, dim=1) if states else None)
 

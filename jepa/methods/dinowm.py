@@ -155,7 +155,8 @@ class DinoWM(FrozenWorldModel):
         seen = self._seen(state, actions)
         at_once = self.plans_at_once(state, actions.shape[1], self.config.history)
         parts = [
-            roll_out(self, seen, self.action_scale(piece), self.config.history) for piece in torch.split(actions, at_once, dim=1)
+            roll_out(self, seen, self.action_scale(piece), self.config.history)
+            for piece in torch.split(actions, at_once, dim=1)
         ]
         proprio = [p.mean(dim=-2) for _, p in parts if p is not None]
         return State(torch.cat([z for z, _ in parts], dim=1), torch.cat(proprio, dim=1) if proprio else None)

@@ -82,3 +82,17 @@ def train(model: WorldModel, steps: int, batch: int = 64, lr: float = 2e-3, fram
         optimizer.step()
         model.after_step(model.schedule(step, steps))
     model.eval()
+
+
+ENCODER_RUN: dict[str, Any] = {
+    "name": "ijepa",
+    "encoder": {"patch": 4, "width": 16, "depth": 1, "heads": 2, "init": "fan_in"},
+    "predictor": {"width": 16, "depth": 1, "heads": 2},
+}
+RSSM: dict[str, Any] = {
+    "name": "rssm",
+    "space": {"action": 2},
+    "encoder": {"spec": {"method": ENCODER_RUN, "size": list(SIZE[1:])}},
+    "belief": {"width": 48, "hidden": 48, "groups": 6, "classes": 8},
+    "hidden": 64,
+}
