@@ -8,11 +8,12 @@ the belief learns to carry on from actions alone.
 
 x_t = layer_norm(frozen(o_t)), pooled onto `grid`;  e_t = MLP(x_t), or a learned vector where the frame is hidden
 belief (h_t, z_t): see jepa.nn.belief;  x^_t = decoder(h_t, z_t)
-loss = |x^_t - x_t|^2 + dynamics * max(free, KL(sg(q) || p)) + representation * max(free, KL(q || sg(p)))
+loss = |x^_t - x_t|^2 / 2 + dynamics * max(free, KL(sg(q) || p)) + representation * max(free, KL(q || sg(p)))
 
-Terms are means over features and groups. A frame of one single colour counts as missing wherever it comes from: the
-belief is not told it, and in training it is no target. Out of training z is the likeliest one, so plans are costed the
-same every time.
+divided by half the number of features, so that the first term is a mean squared error.
+
+A frame of one single colour counts as missing wherever it comes from: the belief is not told it, and in training it is
+no target. Out of training z is the likeliest one, so plans are costed the same every time.
 
 Shapes: B batch, S plans, T frames, H steps, N pooled tokens of a frame, D encoder width, P proprioception, W width of
 h, Z of z.
@@ -131,7 +132,8 @@ class RSSM(WorldModel):
         error = (self.decoder(beliefs.features).float() - target.float()).square().mean(-1)
         error = (error * there).sum() / there.sum().clamp(min=1)
         dynamics, representation, apart = self.balance(beliefs)
-        loss = error + config.dynamics * dynamics + config.representation * representation
+        kl = config.dynamics * dynamics + config.representation * representation
+        loss = error + 2 / self.features * kl
         metrics = {"loss_reconstruction": error, "kl": apart, "loss_of_copy": self.copying(target, there)}
         if config.straighten:
             metrics["curvature"] = curvature(beliefs.h)
@@ -196,15 +198,15 @@ class RSSM(WorldModel):
         return Beliefs(torch.stack(hs, 1), torch.stack(zs, 1), priors, posteriors)
 
     def balance(self, beliefs: Beliefs) -> tuple[Tensor, Tensor, Tensor]:
-        """KL that moves the prior, KL that moves the posterior, and their common value, each a mean over groups.
+        """KL that moves the prior, KL that moves the posterior, and their common value, in nats for each frame.
 
         DreamerV3, equation 5; the first frame has nothing to predict it from and counts like any other.
         """
         pairs = list(zip(beliefs.posteriors, beliefs.priors, strict=True))
         moving = torch.stack([q.detach().divergence(p) for q, p in pairs], 1)
         held = torch.stack([q.divergence(p.detach()) for q, p in pairs], 1)
-        groups, free = self.config.belief.groups, self.config.free
-        return moving.clamp(min=free).mean() / groups, held.clamp(min=free).mean() / groups, held.mean() / groups
+        free = self.config.free
+        return moving.clamp(min=free).mean(), held.clamp(min=free).mean(), held.mean()
 
     def copying(self, x: Tensor, there: Tensor) -> Tensor:
         """What taking the frame before for the next one would cost."""
@@ -241,7 +243,7 @@ class RSSM(WorldModel):
                 prior = self.belief.prior(h)
                 z = prior.mode()
                 known.append(torch.cat([h, z.to(h.dtype)], dim=-1))
-                unsure.append(prior.entropy())
+                unsure.append(prior.spread())
         features = torch.stack(known, dim=1)
         uncertainty = torch.stack(unsure, dim=1)
         if self.heads.ensemble is not None:
@@ -264,7 +266,7 @@ class RSSM(WorldModel):
         return None if self.heads.value is None else self.heads.value(state.memory["belief"])
 
     def uncertainty(self, state: State) -> Tensor | None:
-        """The ensemble's disagreement, or without one the entropy of z in nats per group."""
+        """The ensemble's disagreement, or without one how open the prior leaves z (`Distribution.spread`)."""
         return state.memory.get("uncertainty")
 
     def encode(self, x: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class BeliefConfig:
 
     width: int = 256  # of the deterministic path
     hidden: int = 256  # of the layers around it
-    stochastic: Literal["categorical", "gaussian"] = "categorical"  # what z is drawn from
-    groups: int = 16  # categorical: variables; gaussian: numbers
+    stochastic: Literal["categorical", "gaussian"] = "gaussian"  # what z is drawn from; classes learn more slowly
+    groups: int = 32  # categorical: variables; gaussian: numbers
     classes: int = 16  # categorical: values of each
     unimix: float = 0.01  # categorical: share of the uniform distribution, so that nothing is ever impossible
 
@@ -69,7 +69,8 @@ class Distribution:
     def sample(self, drawn: Tensor) -> Tensor:
         """z (..., Z) from uniform numbers (..., parameters); gradients go through it (straight through, of classes)."""
         if self.config.stochastic == "gaussian":
-            return self.mean + self.std * torch.special.ndtri(drawn[..., : self.config.groups])
+            noise: Tensor = torch.special.ndtri(drawn[..., : self.config.groups])
+            return self.mean + self.std * noise
         gumbel = -torch.log(-torch.log(drawn.view(self.probabilities.shape)))
         return self._straight((self.probabilities.log() + gumbel).argmax(-1))
 
@@ -96,10 +97,10 @@ class Distribution:
         ratio, apart = self.std / other.std, (self.mean - other.mean) / other.std
         return 0.5 * (ratio.square() + apart.square() - 1 - 2 * ratio.log()).sum(-1)
 
-    def entropy(self) -> Tensor:
-        """Of z, mean over groups: (...) in nats; of a gaussian up to a constant."""
+    def spread(self) -> Tensor:
+        """How open z is, mean over groups (...): the standard deviation of numbers, of classes the entropy in nats."""
         if self.config.stochastic == "gaussian":
-            return self.std.log().mean(-1)
+            return self.std.mean(-1)
         return -(self.probabilities * self.probabilities.log()).sum(-1).mean(-1)
 
 

@@ -79,6 +79,7 @@ def train(model: WorldModel, steps: int, batch: int = 64, lr: float = 2e-3, fram
         optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / steps)
         optimizer.zero_grad()
         loss_of(model, x, actions, step).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.after_step(model.schedule(step, steps))
     model.eval()
@@ -93,6 +94,6 @@ RSSM: dict[str, Any] = {
     "name": "rssm",
     "space": {"action": 2},
     "encoder": {"spec": {"method": ENCODER_RUN, "size": list(SIZE[1:])}},
-    "belief": {"width": 48, "hidden": 48, "groups": 6, "classes": 8},
-    "hidden": 64,
+    "belief": {"width": 64, "hidden": 128, "groups": 8, "classes": 8},
+    "hidden": 256,
 }

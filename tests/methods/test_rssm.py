@@ -47,19 +47,19 @@ def test_every_parameter_gets_a_gradient(kind: str) -> None:
 
 
 def test_divergence_is_that_of_torch() -> None:
-    config = BeliefConfig(groups=3, classes=5, unimix=0.0)
+    config = BeliefConfig(stochastic="categorical", groups=3, classes=5, unimix=0.0)
     a, b = torch.randn(4, 15), torch.randn(4, 15)
     p, q = Distribution(a, config), Distribution(b, config)
     plain = [Categorical(logits=x.view(4, 3, 5)) for x in (a, b)]
     torch.testing.assert_close(p.divergence(q), kl_divergence(*plain).sum(-1))
-    torch.testing.assert_close(p.entropy(), plain[0].entropy().mean(-1))
+    torch.testing.assert_close(p.spread(), plain[0].entropy().mean(-1))
     config = BeliefConfig(groups=5, stochastic="gaussian")
     p, q = Distribution(a[:, :10], config), Distribution(b[:, :10], config)
     torch.testing.assert_close(p.divergence(q), kl_divergence(Normal(p.mean, p.std), Normal(q.mean, q.std)).sum(-1))
 
 
 def test_samples_have_their_distribution() -> None:
-    config = BeliefConfig(groups=1, classes=3, unimix=0.3)
+    config = BeliefConfig(stochastic="categorical", groups=1, classes=3, unimix=0.3)
     p = Distribution(torch.tensor([[2.0, 0.0, -30.0]]).expand(20000, -1), config)
     assert math.isclose(float(p.probabilities[0, 0, 2]), 0.1, abs_tol=1e-6)
     found = p.sample(torch.rand(20000, 3)).mean(0)
@@ -127,7 +127,7 @@ def test_the_belief_recovers_where_frames_are_missing() -> None:
     """With the last frames hidden, it is nearer to the truth than the last frame that was seen."""
     torch.set_num_threads(1)
     model = rssm(blank=0.4)
-    squares.train(model, 250, batch=48, lr=4e-3)
+    squares.train(model, 300, batch=48, lr=5e-3)
     x, actions, _ = squares.squares(200, seed=1)
     with torch.no_grad():
         truth, _ = model.seen(history_of(x, actions, 4))
@@ -138,8 +138,7 @@ def test_the_belief_recovers_where_frames_are_missing() -> None:
         ahead = (future.latents[:, 0, -1].flatten(1) - truth[:, -1]).square().mean()
         wrong = model.imagine(model.observe(history_of(x, actions, 2)), actions.roll(1, 0)[:, None, 1:])
         shuffled = (wrong.latents[:, 0, -1].flatten(1) - truth[:, -1]).square().mean()
-    print(error, copied, ahead, shuffled)
-    assert error < 0.8 * copied and ahead < 0.8 * copied and ahead < 0.8 * shuffled
+    assert error < 0.7 * copied and ahead < 0.7 * copied and ahead < 0.75 * shuffled
 
 
 def test_missing_frames_need_training_for_them() -> None:
