@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import jepa
 from jepa import options
 from jepa.cli_bench import bench_app
+from jepa.cli_plan import plan
 from jepa.errors import ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from jepa.config import Duration, RunConfig
 
 # as help lists them: in the order of the job
-VERBS = ("demo", "data", "train", "probe", "extract", "report", "show", "inspect", "import", "doctor", "bench")
+VERBS = (
+    *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import"),
+    *("doctor", "bench"),
+)
 
 
 class _InOrder(TyperGroup):
@@ -38,7 +42,7 @@ class _InOrder(TyperGroup):
 app = typer.Typer(
     name="jepa",
     cls=_InOrder,
-    help="Shards, I-JEPA pretraining, frozen probes, reports. Start with `jepa demo` or `jepa train --help`.",
+    help="JEPAs from shards to plans: pretraining, frozen probes, world models, reports. Start with `jepa demo` or `jepa train --help`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -208,7 +212,7 @@ def probe(
     device: Annotated[str, typer.Option(help="Where encoders run: auto, cpu, cuda, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Probe the frozen encoder: weighted kNN, linear and ridge, with baselines and 95 % intervals."""
+    """Probe frozen features: kNN, linear, ridge, state variables, with baselines and 95 % intervals."""
     from jepa.probe import terminal
     from jepa.probe.run import probe as measure
 
@@ -217,6 +221,25 @@ def probe(
         return print_json(result)
     print_table(terminal.table(result))
     typer.echo(f"written to {Path(result['run']) / 'probes' / result['suite']}.json")
+
+
+@app.command(rich_help_panel=MAIN)
+def rollout(
+    run: Annotated[Path, typer.Argument(help="A run folder of a world model, or one of its checkpoints.")],
+    overrides: Overrides = None,
+    suite: Annotated[str | None, typer.Option(help="A suite: a YAML file or a shipped one (tworoom-rollout).")] = None,
+    device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, mps.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """How far imagination can be trusted: open-loop errors against horizon, floors, wrong actions, pictures."""
+    from jepa.rollout import run as imagination
+    from jepa.rollout.terminal import table
+
+    result = imagination.rollout(run, suite, overrides, device=device)
+    if as_json:
+        return print_json(result)
+    print_table(table(result))
+    typer.echo(f"written to {Path(result['run']) / 'rollouts' / result['suite']}.json")
 
 
 @app.command(rich_help_panel=MAIN)
@@ -289,11 +312,12 @@ def show(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, run and report.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
+    chapter: Annotated[list[str] | None, typer.Option(help="images, video, world; repeatable. Default: all.")] = None,
 ) -> None:
-    """The whole job on the embedded digits: data, training, probe, report. Run again after an interruption to go on."""
-    from jepa.demo import demo as run
+    """The whole job on embedded data, from shards to plans and a report. Run again after an interruption to go on."""
+    from jepa import demo as whole
 
-    if run(out, seed) is None:
+    if whole.demo(out, seed, whole.chosen(chapter or ())) is None:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -345,6 +369,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command(rich_help_panel=MAIN)(plan)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from jepa import checkpoint, environment, optim, phases, rundir
+from jepa import checkpoint, environment, optim, phases, rundir, world
 from jepa.config import MAIN_PHASE, Duration, RunConfig, to_dict
 from jepa.errors import CheckpointError, ConfigError, JepaError, TrainingError
 from jepa.masks import Masks
@@ -225,6 +225,10 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
         if settings.trackers:
             made.init_trackers(plan.config.name.replace("/", "-") or "run")
         yield made
+        for tracker in made.trackers:
+            with suppress(Exception):  # of whatever library: a failing one was told of while it ran, see jepa.record
+                tracker.finish()
+        made.trackers = []
         made.end_training()
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -268,6 +272,8 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     method.expect([base.kind_of(source.data.config.size) for source in plan.stages[0].sources])
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)
+    else:
+        world.fit(method, made_for)
     if settings.compile:
         for part in method.children():  # in place, so that names in the state dict stay as they are
             part.compile()

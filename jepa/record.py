@@ -18,6 +18,7 @@ class Record:
     def __init__(self, out: Path, accelerator: Any, display: Display, trace: bool) -> None:
         self._accelerator, self._display = accelerator, display
         self._metrics = rundir.Lines(out / "metrics.jsonl") if accelerator.is_main_process else None
+        self._trackers = True
         self._tracer = rundir.Lines(out / f"trace-rank{accelerator.process_index}.jsonl") if trace else None
 
     @property
@@ -35,9 +36,23 @@ class Record:
             return
         self._metrics.add(row)
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
-        self._accelerator.log(numbers, step=int(row["step"]))
+        self._tell(numbers, int(row["step"]))
         for warning in row.get("warnings", []):
             self._display.say(f"warning: {warning}", "bold yellow")
+
+    def _tell(self, numbers: dict[str, Any], step: int) -> None:
+        """Trackers are for looking on: one that fails is told once and left alone, the run goes on."""
+        if not self._trackers:
+            return
+        try:
+            self._accelerator.log(numbers, step=step)
+        except Exception as error:  # of whatever library: a full disk, a lost connection, a folder that was deleted
+            self._trackers = False
+            self._display.say(
+                f"warning: a tracker failed at step {step} ({type(error).__name__}: {error}). It gets no more lines; "
+                "metrics.jsonl has them all",
+                "bold yellow",
+            )
 
     def trace(self, batch: Batch, masks: Masks | None) -> None:
         """A line for each sample of a micro-batch, if tracing."""

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jepa import checkpoint
+from jepa import checkpoint, world
 from jepa import config as configuration
 from jepa.config import RunConfig
 from jepa.data import Batch
@@ -100,7 +100,12 @@ def has_run(run_dir: Path) -> bool:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The configuration with the method's defaults filled in, as it is saved and compared."""
+    """The configuration with the method's defaults filled in, as it is saved and compared.
+
+    Raises:
+        ConfigError, DataError: see `jepa.world.resolved`.
+    """
+    config = world.resolved(config)
     _, options = base.resolve(config.method)
     method = {"name": config.method["name"], **configuration.to_dict(options)}
     return dataclasses.replace(config, method=method)

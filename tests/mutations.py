@@ -359,8 +359,8 @@ NETS = (
     one(
         "init: output maps shrink too little",
         "nn/attention.py",
-        "block.attn.proj.weight.div_((2.0 * depth) ** 0.5)",
-        "block.attn.proj.weight.div_(depth ** 0.5)",
+        'block.get_parameter("attn.proj.weight").div_((2.0 * depth) ** 0.5)',
+        'block.get_parameter("attn.proj.weight").div_(depth ** 0.5)',
         "methods/test_ijepa_options.py::test_weights_at_the_start",
     ),
     one(
@@ -877,4 +877,122 @@ PROBES = (
     ),
 )
 
-MUTANTS = (*DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES)
+AC, DINO, WORLDS = "methods/test_ac_golden.py::", "methods/test_dinowm_golden.py::", "methods/test_frozen_worlds.py::"
+FROZEN = "methods/test_frozen.py::"
+
+FROZEN_WORLDS = (
+    one(
+        "frame-causal: a frame sees the one after it, masked",
+        "nn/frame_causal.py",
+        "ends[-frames * tokens :, None] >= ends",
+        "ends[-frames * tokens :, None] + 1 >= ends",
+        WORLDS + "test_a_later_frame_action_or_state_never_changes_an_earlier_prediction",
+    ),
+    one(
+        "frame-causal: a frame sees the one after it, frame by frame",
+        "nn/frame_causal.py",
+        "(frames - 1 - frame) * tokens",
+        "max(0, frames - 2 - frame) * tokens",
+        WORLDS + "test_a_later_frame_action_or_state_never_changes_an_earlier_prediction",
+    ),
+    one(
+        "frame-causal: scale and shift of adaptive norms swapped",
+        "nn/frame_causal.py",
+        "(self.norm1(x) * (1 + changes[1]) + changes[0]",
+        "(self.norm1(x) * (1 + changes[0]) + changes[1]",
+        "nn/test_frame_causal.py::test_adaptive_norms_by_the_formula",
+    ),
+    one(
+        "ac: action tokens are not turned by their time",
+        "nn/rope.py",
+        "np.repeat([[[1.0, 0.0, 0.0]]], before, axis=1)",
+        "np.repeat([[[0.0, 0.0, 0.0]]], before, axis=1)",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: columns of wide frames not rescaled",
+        "nn/rope.py",
+        "places[:, :, 2] *= grid[1] / grid[2]",
+        "places[:, :, 2] *= 1.0",
+        AC + "test_the_cameras_pose_and_images_that_are_not_square",
+    ),
+    one(
+        "ac: layer norms with another eps",
+        "nn/action_predictor.py",
+        "self.predictor_norm = nn.LayerNorm(width, eps=NORM_EPS)",
+        "self.predictor_norm = nn.LayerNorm(width)",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: predictions of a roll-out not layer-normed",
+        "methods/ac.py",
+        "known = torch.cat([known, losses.normalise_targets(found)], dim=1)",
+        "known = torch.cat([known, found], dim=1)",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: what is imagined is not layer-normed",
+        "methods/ac.py",
+        "return Ahead(losses.normalise_targets(found), states, past)",
+        "return Ahead(found, states, past)",
+        AC + "test_what_is_imagined_is_the_roll_out",
+    ),
+    one(
+        "ac: roll-out with actions shifted by one",
+        "methods/ac.py",
+        "known, actions[:, :step], _upto",
+        "known, actions.roll(-1, dims=1)[:, :step], _upto",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: rotations composed in the wrong order",
+        "nn/pose.py",
+        "_matrix(motion[..., 3:6]) @ _matrix(pose[..., 3:6])",
+        "_matrix(pose[..., 3:6]) @ _matrix(motion[..., 3:6])",
+        "nn/test_pose.py::test_motions_are_those_of_scipy",
+    ),
+    one(
+        "dinowm: layer norms with another eps",
+        "nn/patch_predictor.py",
+        "_EPS = 1e-5",
+        "_EPS = 1e-6",
+        DINO + "test_everything",
+    ),
+    one(
+        "dinowm: gradient flows into the target",
+        "methods/dinowm.py",
+        "losses.latent_loss(ours, theirs.detach(), self.config.loss)",
+        "losses.latent_loss(ours, theirs, self.config.loss)",
+        WORLDS + "test_targets_get_no_gradient",
+    ),
+    one(
+        "roll-out: keys and values kept when the window slides",
+        "nn/rollout.py",
+        "if step == 0 or begin > 0:",
+        "if step == 0:",
+        WORLDS + "test_imagining_is_predicting_one_step_after_the_other",
+    ),
+    one(
+        "roll-out: the candidates' actions shifted by one",
+        "nn/rollout.py",
+        "steps[:, step + 1 : step + 2]",
+        "steps[:, step : step + 1]",
+        WORLDS + "test_imagining_is_predicting_one_step_after_the_other",
+    ),
+    one(
+        "frozen: the run's normalisation taken for the encoder's",
+        "methods/frozen.py",
+        "if not self._same:",
+        "if self._same:",
+        FROZEN + "test_images_give_what_the_run_gives",
+    ),
+    one(
+        "frozen: encoders go into training mode",
+        "methods/frozen.py",
+        "return super().train(False)",
+        "return super().train(mode)",
+        FROZEN + "test_frames_are_encoded_in_pieces",
+    ),
+)
+
+MUTANTS = (*DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *FROZEN_WORLDS)

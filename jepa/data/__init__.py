@@ -6,6 +6,7 @@ from jepa.data.loader import Loader, centre_batches, eval_batches, make_loader
 from jepa.data.manifest import Manifest, Split
 from jepa.data.order import Order
 from jepa.data.samples import TrainData
+from jepa.data.windows import eval_windows, read_episode, window_starts
 
 __all__ = [
     "Batch",
@@ -18,5 +19,8 @@ __all__ = [
     "derive_accumulation",
     "eval_batches",
     "eval_clips",
+    "eval_windows",
     "make_loader",
+    "read_episode",
+    "window_starts",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
 from jepa.data import manifest, storage
+from jepa.data.arrays import Array, ArrayConfig, Statistics, from_npy
 from jepa.data.journal import Entry
 from jepa.data.recipe import Recipe
 from jepa.data.sources.base import References, Source
@@ -43,16 +44,23 @@ def assemble(
     wanted: Recipe,
     resolved: dict[str, Any],
     bad: list[dict[str, str]],
+    schema: Mapping[str, ArrayConfig],
 ) -> None:
-    """Write every split's arrays, then manifest.json."""
+    """Write every split's arrays, then manifest.json.
+
+    Args:
+        schema: of the arrays that come with every episode, as they are stored.
+    """
     classes = source.classes if source.classes is not None else _numbers(pieces)
     maps = {name: {"first": m.first, "scale": m.scale} for name, m in source.maps.items()}
-    content = hashlib.sha256(json.dumps([classes, source.targets, *([maps] if maps else [])]).encode())
+    described = {name: asdict(c) for name, c in schema.items()}
+    said = [classes, source.targets, *([maps] if maps else []), *([described] if described else [])]
+    content = hashlib.sha256(json.dumps(said).encode())
     splits, sizes, media = {}, [], _media(pieces)
     kinds = source.kinds if isinstance(source, Source) else {}
     for split, parts in pieces.items():
         joined = {name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays}
-        write_arrays(root / split, parts, joined, source.targets, media, content, source.maps, kinds)
+        write_arrays(root / split, parts, joined, source.targets, media, content, source.maps, kinds, schema)
         sizes.append(joined["sizes"])
         splits[split] = {
             "samples": sum(p.entry.samples for p in parts),
@@ -75,6 +83,7 @@ def assemble(
         "hash": content.hexdigest(),
         "splits": splits,
         "media": media,
+        **({"arrays": {n: asdict(a) for n, a in _statistics(root, pieces, schema).items()}} if schema else {}),
         "image": {**extremes, "pillow": pillow_version},
         "notes": source.notes,
         "bad": bad[:_BAD_LISTED],
@@ -100,12 +109,14 @@ def write_arrays(
     content: Any,
     maps: Iterable[str] = (),
     kinds: Iterable[str] = (),
+    arrays_of: Iterable[str] = (),
 ) -> None:
     """One .npy file per column of a split; `content` takes in what makes samples equal: bytes, places, labels, keys.
 
     Args:
         joined: the columns of all parts, one after the other (see `shards.Part.arrays`).
         content: a hash object.
+        arrays_of: names of the arrays that come with every episode.
     """
     folder.mkdir(exist_ok=True)
     shard = np.repeat(np.arange(len(parts)), [p.entry.samples for p in parts])
@@ -117,6 +128,7 @@ def write_arrays(
         **{f"target-{name}": np.ascontiguousarray(joined["targets"][:, k]) for k, name in enumerate(targets)},
         **{f"map-{name}": np.ascontiguousarray(joined["maps"][:, k]) for k, name in enumerate(maps)},
         **{f"labels-{name}": np.ascontiguousarray(joined["kinds"][:, k]) for k, name in enumerate(kinds)},
+        **{f"array-{name}": np.ascontiguousarray(joined["steps"][:, k]) for k, name in enumerate(arrays_of)},
     }
     if media == "video":
         arrays |= {"video": joined["video"], "facts": joined["facts"]}
@@ -127,6 +139,18 @@ def write_arrays(
         storage.write_atomic(folder / f"{name}.npy", buffer.getvalue())
     for part in parts:
         content.update(f"{part.entry.size}/{part.entry.sha256}".encode())
+
+
+def _statistics(root: Path, pieces: dict[str, list[Piece]], schema: Mapping[str, ArrayConfig]) -> dict[str, Array]:
+    """The arrays with the statistics of the training split, read back one episode at a time."""
+    found = {name: Statistics(config) for name, config in schema.items()}
+    for part in pieces.get("train", []):
+        path = root / part.entry.path
+        for places in part.arrays["steps"]:
+            for (name, statistics), (offset, length, rows) in zip(found.items(), places.tolist(), strict=True):
+                data = storage.read(path, part.entry.size, offset, length)
+                statistics.add(from_npy(data, name, statistics.config, rows))
+    return {name: statistics.result() for name, statistics in found.items()}
 
 
 def _media(pieces: dict[str, list[Piece]]) -> str:

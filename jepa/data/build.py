@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from jepa import config, keyed
-from jepa.data import encode, manifest, recipe, reference, sources
+from jepa.data import episode, manifest, recipe, reference, sources
 from jepa.data.assemble import Piece, assemble
-from jepa.data.encode import Bad, Result
+from jepa.data.encode import Bad, Schema
+from jepa.data.encoders import Encode, encoder
 from jepa.data.journal import FOLDER, Entry, Journal, differences
 from jepa.data.manifest import Manifest
 from jepa.data.progress import Advance, bar
 from jepa.data.recipe import Recipe
 from jepa.data.shards import ShardWriter
 from jepa.data.sources.base import References, Source
-from jepa.errors import DataError
+from jepa.errors import ConfigError, DataError
 
 
 def build(
@@ -57,18 +52,20 @@ def build(
         raise DataError(f"{root} holds other files. Give an empty or new folder for the dataset")
 
     source = sources.open_source(kind, options)
+    schema = _schema(source, wanted)
     missing = _missing_splits(source, wanted)
     if isinstance(source, Source):
         _make_splits(source, wanted, missing)
     journal = Journal(root, {"recipe": resolved, "source": source.fingerprint()})
     try:
         if isinstance(source, Source):
-            _write_shards(root, source, wanted, journal, workers, progress)
+            _write_shards(root, source, wanted, schema, journal, workers, progress)
             pieces = {split: _pieces(journal, split) for split in source.splits}
         else:
             reference.index_tars(root, source, wanted, journal, workers, progress)
             pieces = reference.carve({s: _pieces(journal, s) for s in source.tars}, missing, wanted.splits.seed)
-        assemble(root, pieces, source, wanted, resolved, [b for e in journal.entries for b in e.bad])
+        kept = episode.stored(schema, wanted.episode or episode.EpisodeConfig())
+        assemble(root, pieces, source, wanted, resolved, [b for e in journal.entries for b in e.bad], kept)
     except BaseException:
         journal.close(finished=False)
         raise
@@ -89,6 +86,26 @@ def _already_built(root: Path, resolved: dict[str, Any]) -> Manifest:
             "Build into another folder, or delete this one"
         )
     return found
+
+
+def _schema(source: Source | References, wanted: Recipe) -> Schema:
+    """The arrays of episodes as the source gives them and the recipe describes them; empty for a source without.
+
+    Raises:
+        ConfigError: the recipe speaks of arrays that are not there, or asks for what arrays cannot follow.
+    """
+    found = source.arrays if isinstance(source, Source) else {}
+    if not found:
+        if wanted.episode is not None:
+            raise ConfigError("episode: this source gives no arrays, only pictures; leave the section out")
+        return {}
+    for name in ("fps", "clip"):
+        if getattr(wanted.video, name) is not None:
+            raise ConfigError(
+                f"video.{name}={getattr(wanted.video, name):g}: arrays of episodes belong to their frames, which "
+                "cannot be taken at other times. Thin them out with episode.frame_skip"
+            )
+    return episode.schema(found, wanted.episode or episode.EpisodeConfig())
 
 
 def _missing_splits(source: Source | References, wanted: Recipe) -> dict[str, float]:
@@ -128,10 +145,15 @@ def _make_splits(source: Source, wanted: Recipe, missing: dict[str, float]) -> N
             source.splits[name] = [tasks[i] for i in mixed]
 
 
-def _write_shards(root: Path, source: Source, wanted: Recipe, journal: Journal, workers: int, progress: bool) -> None:
+def _write_shards(
+    root: Path, source: Source, wanted: Recipe, schema: Schema, journal: Journal, workers: int, progress: bool
+) -> None:
     total = sum(len(tasks) for tasks in source.splits.values())
     done = sum(journal.end(split) for split in source.splits)
-    with bar("images", total, done, progress) as advance, _encoder(source, wanted, workers) as encoded:
+    with (
+        bar("episodes" if schema else "images", total, done, progress) as advance,
+        encoder(source, wanted, schema, workers) as encoded,
+    ):
         for split in source.splits:
             _write_split(root, split, source, wanted, journal, encoded, advance)
 
@@ -142,7 +164,7 @@ def _write_split(
     source: Source,
     wanted: Recipe,
     journal: Journal,
-    encoded: Callable[[Sequence[Any]], Iterator[Result]],
+    encoded: Encode,
     advance: Advance,
 ) -> None:
     """Write the shards of a split that are not finished yet."""
@@ -186,37 +208,3 @@ def _fail_if_none(split: str, bad: list[dict[str, str]], journal: Journal) -> No
             f"none of the {len(bad)} images or videos of split {split!r} could be used. "
             f"The first: {bad[0]['source']}: {bad[0]['reason']}"
         )
-
-
-@contextlib.contextmanager
-def _encoder(source: Source, wanted: Recipe, workers: int) -> Iterator[Callable[[Sequence[Any]], Iterator[Result]]]:
-    """A function that encodes tasks, in order, here or in worker processes."""
-    if workers < 1:
-        yield lambda tasks: (encode.encode(source.maker, task, wanted) for task in tasks)
-        return
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # torch may hold threads, which a fork would not survive
-        initializer=encode.start_worker,
-        initargs=(source.maker, wanted),
-    )
-    try:
-        yield lambda tasks: _in_workers(pool, tasks, source.at_once, 4 * workers)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_workers(pool: ProcessPoolExecutor, tasks: Sequence[Any], at_once: int, ahead: int) -> Iterator[Result]:
-    waiting: deque[Future[list[Result]]] = deque()
-    try:
-        for start in range(0, len(tasks), at_once):
-            waiting.append(pool.submit(encode.encode_many, list(tasks[start : start + at_once])))
-            if len(waiting) > ahead:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            "an encoding process died, most likely for want of memory. Run the same command again with fewer workers; "
-            "finished shards are kept. In a script of your own, call build() below `if __name__ == '__main__':`"
-        ) from None

@@ -56,13 +56,14 @@ class TrainClips(ClipDecoder):
     def clip(self, out: Tensor, number: int, index: int) -> Row:
         data, g = self.data, np.array([number], dtype=np.int64)
         box = functools.partial(augment.box, data.law, augment.draw(data.seed, g)[0])
-        video, facts = _read(data.split, index)
+        video, facts = read_video(data.split, index)
         drawn = write_clips(
             out, video, self.config, clips.draw(data.seed, g)[0], box, interpolation=data.config.interpolation,
             backend=self.decoder, facts=facts,
         )  # fmt: skip
         row = {"g": number, "index": index, "key": data.split.key(index), **drawn} if self.trace else None
-        return Row(int(data.split.labels[index]), row)
+        steps = data.steps.read(index, drawn["frames"][0][0]) if data.steps is not None else None
+        return Row(int(data.split.labels[index]), row, steps)
 
 
 class EvalClips(ClipDecoder):
@@ -99,7 +100,7 @@ class EvalClips(ClipDecoder):
         return self.split.place(index)
 
     def clip(self, out: Tensor, number: int, index: int) -> Row:
-        video, known = _read(self.split, index)
+        video, known = read_video(self.split, index)
         facts = known or probe(video, strict=False)
         if self.ends is None:
             indices = clips.place(self.config, facts.timeline, clips.evenly(self.config.clips))
@@ -114,7 +115,7 @@ class EvalClips(ClipDecoder):
         return Row(int(self.split.labels[index]))
 
 
-def _read(split: Split, index: int) -> tuple[bytes, Facts | None]:
+def read_video(split: Split, index: int) -> tuple[bytes, Facts | None]:
     """The video and what the build found out about it.
 
     Raises:
@@ -168,4 +169,4 @@ def eval_clips(
         yield loaded.batch(images)
 
 
-__all__ = ["EvalClips", "TrainClips", "eval_clips"]
+__all__ = ["EvalClips", "TrainClips", "eval_clips", "read_video"]

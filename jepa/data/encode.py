@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jepa.data import decode, labelmap
+from jepa.data import decode, episode, labelmap
+from jepa.data.arrays import ArrayConfig, Values
 from jepa.data.recipe import ImageConfig, Recipe
 from jepa.data.sources.base import Maker, Sample
 from jepa.data.video.source import is_video
@@ -30,6 +32,7 @@ class Encoded:
     sample: Sample  # its `image` is emptied: it has become `data`
     video: tuple[float, float, float] = (0.0, 0.0, 0.0)  # frames, frames per second, seconds; zeros for an image
     facts: bytes = b""  # JSON of a video's `Facts`
+    arrays: dict[str, Values] = dataclasses.field(default_factory=dict)  # of an episode, as they are written
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,27 @@ class Bad:
 
 
 Result = list[Encoded] | Bad  # a video may be cut into several samples
+Schema = Mapping[str, ArrayConfig]  # arrays of episodes as the source gives them
 
 
-def encode(maker: Maker, task: Any, config: Recipe) -> Result:
-    """Make the samples of a task and bring their images or videos into the form the recipe asks for."""
+def encode(maker: Maker, task: Any, config: Recipe, schema: Schema) -> Result:
+    """Make the samples of a task and bring their images, videos and arrays into the form the recipe asks for."""
     try:
         made = maker(task)
     except DataError as error:
         return Bad(str(task), str(error))
     if isinstance(made, Sample):
-        return _encoded(made, config)
-    results = [_encoded(sample, config) for sample in made]
+        return _encoded(made, config, schema)
+    results = [_encoded(sample, config, schema) for sample in made]
     bad = next((r for r in results if isinstance(r, Bad)), None)  # a task is used whole or not at all
     return bad or [piece for r in results if not isinstance(r, Bad) for piece in r]
 
 
-def _encoded(sample: Sample, config: Recipe) -> Result:
-    emptied = dataclasses.replace(sample, image=b"")
+def _encoded(sample: Sample, config: Recipe, schema: Schema) -> Result:
+    emptied = dataclasses.replace(sample, image=b"", arrays={})
     try:
         if isinstance(sample.image, Path) or sample.media == "video" or _is_video(sample):
-            return _videos(sample, emptied, config)
+            return _videos(sample, emptied, config, schema)
         written = _image(sample.image, config.image)
         for found in sample.maps if config.image.verify else ():
             labelmap.check(found, written[2:])
@@ -87,16 +91,36 @@ def _is_video(sample: Sample) -> bool:
     return False
 
 
-def _videos(sample: Sample, emptied: Sample, config: Recipe) -> Result:
+def _videos(sample: Sample, emptied: Sample, config: Recipe, schema: Schema) -> Result:
     try:
         from jepa.data.video import recode
     except ImportError as error:
         raise ConfigError(f"videos need PyAV ({error}). Install it with: pip install 'jepa[video]'") from None
+    keeper = _Keeper(sample, schema, config) if schema else None
     out: Result = [
-        Encoded(c.data, c.extension, c.facts.height, c.facts.width, emptied, c.facts.numbers, c.facts.to_json())
-        for c in recode.code(sample.image, sample.fps, config.video, sample.span)
-    ]
+        Encoded(
+            c.data, c.extension, c.facts.height, c.facts.width, emptied, c.facts.numbers, c.facts.to_json(),
+            keeper.arrays if keeper else {},
+        )
+        for c in recode.code(sample.image, sample.fps, config.video, sample.span, keeper)
+    ]  # fmt: skip
     return out
+
+
+class _Keeper:
+    """Says which frames of an episode are kept, when it is known how many there are, and keeps the arrays with them."""
+
+    def __init__(self, sample: Sample, schema: Schema, config: Recipe) -> None:
+        self.sample, self.schema, self.least = sample, schema, config.video.min_frames
+        self.config = config.episode or episode.EpisodeConfig()
+        self.skip, self.arrays = self.config.frame_skip, dict[str, Values]()
+
+    def __call__(self, frames: int) -> episode.Int64:
+        self.arrays = episode.thinned(self.sample.arrays, self.schema, frames, self.config)
+        chosen = episode.kept(frames, self.config)
+        if len(chosen) < self.least:
+            raise DataError(f"the episode keeps {len(chosen)} frame(s), the recipe asks for min_frames={self.least}")
+        return chosen
 
 
 def _image(image: bytes | np.ndarray[Any, Any], config: ImageConfig) -> tuple[bytes, str, int, int]:
@@ -142,17 +166,18 @@ def _write(picture: Image.Image, extension: str, quality: int) -> bytes:
     return out.getvalue()
 
 
-_worker: tuple[Maker, Recipe] | None = None
+_worker: tuple[Maker, Recipe, Schema] | None = None
 
 
-def start_worker(maker: Maker, config: Recipe) -> None:
+def start_worker(maker: Maker, config: Recipe, schema: Schema) -> None:
     """Called once in every worker process."""
     global _worker
     torch.set_num_threads(1)
-    _worker = (maker, config)
+    _worker = (maker, config, schema)
 
 
 def encode_many(tasks: list[Any]) -> list[Result]:
     """Encode a chunk of tasks in a worker process."""
     assert _worker is not None, "start_worker was not called in this process"
-    return [encode(_worker[0], task, _worker[1]) for task in tasks]
+    maker, config, schema = _worker
+    return [encode(maker, task, config, schema) for task in tasks]

@@ -11,6 +11,7 @@
     DIR/SPLIT/video.npy          (n, 3) float64: frames, frames per second, seconds (videos only; 0: not known)
     DIR/SPLIT/facts.npy          (n, 2) int64: byte offset and length of the video's facts in its shard (0: none)
     DIR/SPLIT/map-X.npy          (n, 3) int64: byte offset, length and extension number of label map X
+    DIR/SPLIT/array-X.npy        (n, 3) int64: byte offset, length and rows of array X of an episode
     DIR/facts/NAME.jsonl         the videos' facts of a tar that is read in place: offsets are into this file
 
 Opening reads the JSON only; arrays are mapped, so a million samples open in milliseconds. Arrays are loaded with
@@ -28,7 +29,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from jepa.data import labelmap, storage
+from jepa.data import arrays, labelmap, storage
+from jepa.data.arrays import Array
 from jepa.errors import DataError
 
 FORMAT, VERSION, FILE = "jepa-dataset", 1, "manifest.json"
@@ -71,6 +73,7 @@ class Split:
         self.shard_sizes: Int64 = np.array([s.samples for s in self.shards], dtype=np.int64)  # samples per shard
         self.target_names: list[str] = list(values["targets"])
         self.maps = {str(k): labelmap.MapConfig(**v) for k, v in values.get("maps", {}).items()}
+        self.arrays = {str(k): Array.of(v) for k, v in values.get("arrays", {}).items()}  # of episodes
         self._samples = int(values["samples"])
         if self._samples != int(self.shard_sizes.sum()):
             raise DataError(
@@ -157,6 +160,25 @@ class Split:
             raise DataError(f"{self.place(i)}: {error}") from None
 
     @cached_property
+    def _array_places(self) -> dict[str, Int64]:
+        return {name: self._array(f"array-{name}", "int64", (self._samples, 3)) for name in self.arrays}
+
+    def read_array(self, i: int, name: str) -> npt.NDArray[Any]:
+        """Array `name` of episode i as it is stored, (rows, size) in the type that `arrays` says; read-only.
+
+        Raises:
+            DataError: it is damaged, or the shard is not the one that was indexed.
+            OSError: the storage fails.
+        """
+        offset, length, rows = self._array_places[name][i].tolist()
+        where = self.shards[int(self.index[i, SHARD])]
+        data = storage.read(where.path, where.size, offset, length)
+        try:
+            return arrays.from_npy(data, name, self.arrays[name], rows)
+        except DataError as error:
+            raise DataError(f"{self.place(i)}: {error}") from None
+
+    @cached_property
     def _keys(self) -> npt.NDArray[np.bytes_]:
         return cast(npt.NDArray[np.bytes_], self._array("keys", "bytes", (self._samples,)))
 
@@ -231,6 +253,7 @@ class Manifest:
     bad: list[dict[str, str]]  # source images left out: source and reason (the first 1000)
     bad_count: int
     kinds: dict[str, list[str]]  # labels of several kinds: the classes of each; mostly empty
+    arrays: dict[str, Array]  # of episodes: what they hold, and the statistics of the training split; mostly empty
     features: dict[str, Any] | None = None  # of samples that are an encoder's features: what they are, see jepa extract
 
     @classmethod
@@ -251,11 +274,13 @@ class Manifest:
                 f"{root} --suite NAME`; anything else needs the data set they were made of"
             )
         try:
+            found = dict(values.get("arrays", {}))
             return cls(
                 root=root,
+                arrays={str(k): Array.of(v) for k, v in found.items()},
                 name=str(values["name"]),
                 classes=[str(c) for c in values["classes"]],
-                splits={str(k): Split(root, str(k), v) for k, v in values["splits"].items()},
+                splits={str(k): Split(root, str(k), v | {"arrays": found}) for k, v in values["splits"].items()},
                 licence=str(values["licence"]),
                 recipe=dict(values["recipe"]),
                 hash=str(values["hash"]),
@@ -267,7 +292,7 @@ class Manifest:
                 features=dict(values["features"]) if features else None,
                 kinds={str(k): [str(c) for c in v] for k, v in values.get("kinds", {}).items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise DataError(
                 f"{root / FILE} lacks or garbles {error}. It was changed or damaged; build the dataset again"
             ) from None

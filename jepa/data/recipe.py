@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jepa import config, resources
+from jepa.data.episode import EpisodeConfig
 from jepa.errors import ConfigError
 
 
@@ -93,6 +94,7 @@ class Recipe:
     shards: ShardsConfig = field(default_factory=ShardsConfig)  # how samples are packed
     image: ImageConfig = field(default_factory=ImageConfig)  # what is done to an image before it is written
     video: VideoConfig = field(default_factory=VideoConfig)  # what is done to a video before it is written
+    episode: EpisodeConfig | None = None  # how episodes with arrays are kept; null: as they are
 
     def __post_init__(self) -> None:
         check_name(self.name, "dataset")

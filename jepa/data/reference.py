@@ -107,6 +107,7 @@ def _index(index: TarIndexer, min_frames: int, path: Path) -> tuple[Part, list[d
             part.maps.append(found.maps)
             facts += found.facts + b"\n" if found.facts else b""
             part.kinds.append(())
+            part.steps.append(())
         else:
             bad.append({"source": found[0], "reason": found[1]})
     return part, bad, bytes(facts)

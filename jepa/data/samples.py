@@ -18,6 +18,7 @@ from jepa.data import augment, decode
 from jepa.data.manifest import Manifest
 from jepa.data.order import Order
 from jepa.data.quarantine import Bad
+from jepa.data.steps import Steps
 from jepa.data.video.choose import choose
 from jepa.data.workers import Loaded
 from jepa.errors import ConfigError, DataError, TrainingError
@@ -51,6 +52,8 @@ class TrainData:
                 + ("set; it is for videos. Leave it out" if data.clip is not None else "not set: say which frames a "
                    "clip takes, e.g. data.clip={frames: 16, fps: 4}")
             )  # fmt: skip
+        # arrays of episodes that come with a clip
+        self.steps = Steps(self.split, data.clip, data.steps) if data.steps is not None else None
         self.order = Order(seed, self.split.shard_sizes, data.shuffle_shards, data.lanes)
         self.law = augment.CropLaw(data.crop_scale, data.crop_ratio, data.hflip)
         # chosen once and passed on to every worker, so that all of them decode alike
@@ -123,6 +126,10 @@ class TrainData:
 def _validate(data: DataConfig) -> None:
     if data.clip is not None and data.clip.clips != 1:
         raise ConfigError(f"data.clip.clips={data.clip.clips}: training takes one clip of a video, evaluation several")
+    if data.steps is not None and data.hflip:
+        raise ConfigError(
+            f"data.hflip={data.hflip:g} with data.steps: actions do not turn with a mirrored picture. Set data.hflip=0"
+        )
     if data.decode_seconds <= 0:
         raise ConfigError(f"data.decode_seconds: must be above 0, got {data.decode_seconds:g}")
     if not data.path:

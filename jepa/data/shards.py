@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jepa.data import labelmap, storage
+from jepa.data import arrays, labelmap, storage
 from jepa.data.encode import Encoded
 from jepa.data.manifest import EXTENSIONS
 
@@ -35,11 +35,12 @@ class Part:
     facts: list[tuple[int, int]]  # byte offset and length of a video's facts; (0, 0): none
     maps: list[tuple[tuple[int, int, int], ...]]  # byte offset, length and extension number of each label map
     kinds: list[tuple[int, ...]]  # class numbers of labels of several kinds
+    steps: list[tuple[tuple[int, int, int], ...]]  # byte offset, length and rows of each array of an episode
 
     @classmethod
     def empty(cls) -> Part:
         """A part without samples."""
-        return cls([], [], [], [], [], [], [], [], [], [], [], [])
+        return cls([], [], [], [], [], [], [], [], [], [], [], [], [])
 
     def arrays(self, targets: int, maps: int = 0) -> dict[str, npt.NDArray[Any]]:
         """As arrays, ready for np.savez; `targets` and `maps` are the numbers of targets and label maps of a sample."""
@@ -55,6 +56,7 @@ class Part:
             "facts": np.array(self.facts, dtype=np.int64).reshape(n, 2),
             "maps": np.array(self.maps, dtype=np.int64).reshape(n, maps, 3),
             "kinds": np.array(self.kinds, dtype=np.int64).reshape(n, len(self.kinds[0]) if n else 0),
+            "steps": np.array(self.steps, dtype=np.int64).reshape(n, len(self.steps[0]) if n else 0, 3),
         }
 
 
@@ -80,7 +82,8 @@ class ShardWriter:
     def add(self, key: str, encoded: Encoded) -> None:
         """Append a sample: KEY.jpg (or png, mp4 ...), KEY.cls where there is a label, KEY.json, KEY.NAME.png of maps.
 
-        A video's KEY.facts.json tells where its frames lie, so that nobody has to search it again.
+        A video's KEY.facts.json tells where its frames lie, so that nobody has to search it again; arrays of an episode
+        are KEY.NAME.npy.
         """
         sample, part = encoded.sample, self.part
         part.keys.append(key)
@@ -102,6 +105,13 @@ class ShardWriter:
                 for m in sample.maps
             )
         )  # fmt: skip
+        packed = {name: arrays.to_npy(values) for name, values in encoded.arrays.items()}
+        part.steps.append(
+            tuple(
+                (self._member(f"{key}.{name}.npy", data), len(data), len(encoded.arrays[name]))
+                for name, data in packed.items()
+            )
+        )
         facts = {
             "source": sample.source,
             "original": sample.original,

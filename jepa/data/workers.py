@@ -42,11 +42,13 @@ class Loaded:
     index: Int64
     bad: list[Bad] = field(default_factory=list)
     trace: list[dict[str, Any]] | None = None
+    steps: dict[str, npt.NDArray[np.float32]] | None = None  # arrays of episodes, (B, ...) each
 
     def batch(self, images: Tensor) -> Batch:
         """With its images (B, 3, H, W)."""
         labels, g, index = (torch.from_numpy(np.ascontiguousarray(c)) for c in (self.labels, self.g, self.index))
-        return Batch(images, labels, g, index, trace=self.trace)
+        steps = None if self.steps is None else {name: torch.from_numpy(rows) for name, rows in self.steps.items()}
+        return Batch(images, labels, g, index, trace=self.trace, steps=steps)
 
 
 @dataclass(frozen=True)

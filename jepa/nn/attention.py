@@ -151,5 +151,5 @@ def init_transformer(module: nn.Module, blocks: nn.ModuleList, init: Init = "fix
             nn.init.zeros_(part.bias)
     with torch.no_grad():
         for depth, block in enumerate(blocks, start=1):
-            for name in ("attn.proj", "mlp.fc2"):
-                block.get_parameter(f"{name}.weight").div_((2.0 * depth) ** 0.5)
+            block.get_parameter("attn.proj.weight").div_((2.0 * depth) ** 0.5)
+            block.get_parameter("mlp.fc2.weight").div_((2.0 * depth) ** 0.5)

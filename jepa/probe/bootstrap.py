@@ -53,8 +53,8 @@ class Bootstrap:
     def __init__(
         self, clusters: npt.NDArray[np.int64], resamples: int = 2000, confidence: float = 0.95, seed: int = 0
     ) -> None:
-        unique, self._member = np.unique(np.asarray(clusters), return_inverse=True)
-        self.clusters = len(unique)
+        unique, self.member = np.unique(np.asarray(clusters), return_inverse=True)
+        self.clusters = len(unique)  # `member` (n,): of which of them each sample is
         if self.clusters < 2:
             raise DataError(
                 f"a confidence interval needs at least 2 original images in the test split, it has {self.clusters}"
@@ -70,20 +70,25 @@ class Bootstrap:
         """Interval of the mean over columns of R² = 1 - SSE / SST; both (n,) or (n, T)."""
         y, fit = (np.asarray(a, dtype=np.float64) for a in (target, predicted))
         y, fit = y.reshape(len(y), -1), fit.reshape(len(fit), -1)
-        return self.of(*_r2_columns(y, fit))
+        return self.of(*r2_columns(y, fit))
 
     def r2_gap(self, target: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> Interval:
         """Paired interval of R²(first) - R²(second), mean over columns."""
         y, a, b = (np.asarray(v, dtype=np.float64) for v in (target, first, second))
         y, a, b = (v.reshape(len(v), -1) for v in (y, a, b))
-        (left, r2), (right, _) = _r2_columns(y, a), _r2_columns(y, b)
-        split = left.shape[1]
-        return self.of(np.concatenate([left, right], axis=1), lambda s: r2(s[:, :split]) - r2(s[:, split:]))
+        (left, r2), (right, _) = r2_columns(y, a), r2_columns(y, b)
+        return self.gap(left, right, r2)
+
+    def gap(self, first: Float64, second: Float64, statistic: Callable[[Float64], Float64]) -> Interval:
+        """Paired interval of statistic(first) - statistic(second), two sets of columns (n, S) as for `of`."""
+        split = first.shape[1]
+        both = np.concatenate([first, second], axis=1)
+        return self.of(both, lambda s: statistic(s[:, :split]) - statistic(s[:, split:]))
 
     def of(self, columns: Float64, statistic: Callable[[Float64], Float64]) -> Interval:
         """Interval of `statistic`, which takes sums (R, S) over samples of `columns` (n, S) and gives (R,)."""
         sums = np.zeros((self.clusters, columns.shape[1]))
-        np.add.at(sums, self._member, columns)
+        np.add.at(sums, self.member, columns)
         drawn = np.concatenate([counts @ sums for counts in self._counts()])
         tail = 100 * (1 - self.confidence) / 2
         low, high = np.nanpercentile(statistic(drawn), [tail, 100 - tail])
@@ -101,8 +106,8 @@ class Bootstrap:
             yield counts.reshape(rows, self.clusters).astype(np.float64)
 
 
-def _r2_columns(y: Float64, fit: Float64) -> tuple[Float64, Callable[[Float64], Float64]]:
-    """Columns whose sums determine R², and the function that does it; y and fit (n, T)."""
+def r2_columns(y: Float64, fit: Float64) -> tuple[Float64, Callable[[Float64], Float64]]:
+    """Columns whose sums determine R², mean over T, and the function that does it; y and fit (n, T)."""
     wide = y.shape[1]
     centred = y - y.mean(axis=0)  # a shift changes no R² and keeps sum(y^2) - sum(y)^2 / n from cancelling
     columns = np.concatenate([(y - fit) ** 2, centred, centred**2, np.ones((len(y), 1))], axis=1)
@@ -115,3 +120,24 @@ def _r2_columns(y: Float64, fit: Float64) -> tuple[Float64, Callable[[Float64], 
         return np.asarray(share.mean(axis=1))
 
     return columns, r2
+
+
+def pearson_columns(y: Float64, fit: Float64) -> tuple[Float64, Callable[[Float64], Float64]]:
+    """Columns whose sums determine Pearson's r, mean over T, and the function that does it; y and fit (n, T).
+
+    0 where the prediction does not vary: it says nothing.
+    """
+    wide = y.shape[1]
+    a, b = y - y.mean(axis=0), fit - fit.mean(axis=0)
+    columns = np.concatenate([a, b, a * a, b * b, a * b, np.ones((len(y), 1))], axis=1)
+
+    def pearson(sums: Float64) -> Float64:
+        first, second, square, other, product = (sums[:, i * wide : (i + 1) * wide] for i in range(5))
+        n = sums[:, 5 * wide :]
+        around, about = square - first**2 / n, other - second**2 / n
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = (product - first * second / n) / np.sqrt(around * about)
+        r = np.where(about > 0, r, 0.0)  # whatever is constant
+        return np.asarray(np.where(around > 0, r, np.nan).mean(axis=1))  # a resample of one value: left out as NaN
+
+    return columns, pearson

@@ -54,6 +54,29 @@ def fit_ridge(axes: Axes, features: Tensor, targets: Tensor, alphas: tuple[float
     return moment / len(features) / (axes.variance.view(1, -1, 1) + alpha), intercept
 
 
+def choose_ridge(
+    axes: Axes, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], alphas: tuple[float, ...]
+) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    """Fit every penalty and choose one for each target on the validation split.
+
+    `train` and `val` are features on the axes (n, D) and targets (n, T).
+
+    Returns:
+        Coefficients (D, T) on the axes and intercepts (T,), float64, and for each target what was chosen.
+    """
+    weight, intercept = fit_ridge(axes, *train, alphas)
+    fits = torch.stack([predict_ridge(val[0], w, intercept) for w in weight])  # (A, n, T)
+    scores = torch.stack([r2_score(val[1].double(), fit) for fit in fits])  # (A, T)
+    best = scores.argmax(dim=0)  # the smallest of equally good penalties
+    picked = torch.stack([weight[int(a), :, t] for t, a in enumerate(best)], dim=1)
+    chosen: list[dict[str, Any]] = []
+    for t, a in enumerate(best.tolist()):
+        chosen.append({"alpha": alphas[a], "val": float(scores[a, t])})
+        if len(alphas) > 1 and alphas[a] in (min(alphas), max(alphas)):
+            chosen[-1]["at_edge"] = "low" if alphas[a] == min(alphas) else "high"
+    return picked, intercept, chosen
+
+
 def ridge_probe(
     axes: Axes,
     train: tuple[Tensor, Tensor],
@@ -68,19 +91,11 @@ def ridge_probe(
     Returns:
         Predictions (n_test, T) float64 on the CPU, and for each target what was chosen.
     """
-    weight, intercept = fit_ridge(axes, *train, config.alpha)
-    fits = torch.stack([_predict(val[0], w, intercept) for w in weight])  # (A, n, T)
-    scores = torch.stack([r2_score(val[1].double(), fit) for fit in fits])  # (A, T)
-    best = scores.argmax(dim=0)  # the smallest of equally good penalties
-    picked = torch.stack([weight[int(a), :, t] for t, a in enumerate(best)], dim=1)
-    chosen: list[dict[str, Any]] = []
-    for t, a in enumerate(best.tolist()):
-        chosen.append({"alpha": config.alpha[a], "val": float(scores[a, t])})
-        if len(config.alpha) > 1 and config.alpha[a] in (min(config.alpha), max(config.alpha)):
-            chosen[-1]["at_edge"] = "low" if config.alpha[a] == min(config.alpha) else "high"
-    return _predict(test, picked, intercept), chosen
+    weight, intercept, chosen = choose_ridge(axes, train, val, config.alpha)
+    return predict_ridge(test, weight, intercept), chosen
 
 
-def _predict(features: Tensor, weight: Tensor, intercept: Tensor) -> Tensor:
+def predict_ridge(features: Tensor, weight: Tensor, intercept: Tensor) -> Tensor:
+    """Features (n, D) on the axes to (n, T) float64 on the CPU."""
     parts = [(p.to(weight.device, torch.float64) @ weight + intercept).cpu() for p in rows(features)]
     return torch.cat(parts)

@@ -25,7 +25,7 @@ from jepa import checkpoint, config
 from jepa.checkpoint import Encoder, folder
 from jepa.config import RunConfig
 from jepa.errors import ConfigError
-from jepa.probe import anticipation, layers, stored
+from jepa.probe import anticipation, frozen, layers, stored
 from jepa.probe.anticipation import Actions
 from jepa.probe.baselines import arithmetic, other_run, reordered
 from jepa.probe.dataset import ProbeData
@@ -72,14 +72,43 @@ def probe(
     path = checkpoint.resolve(run, files=_FILES) if kept is None else kept.root
     run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
     run_config = checkpoint.read_config(path) if kept is None else kept.about.run_config()
+    place = pick_device(device)
+    if settings.probes.frames:
+        if kept is not None:
+            raise ConfigError(f"probes.frames runs the model itself, and {run} holds features: give the run")
+        with progress_bar(progress) as bar:
+            found = frozen.probe_frames(path, settings, place, bar.say, bar.advance)
+    else:
+        found = _probe(path, run_dir, run_config, settings, kept, place, progress)
+    result = {
+        "protocol": settings.protocol,
+        "suite": settings.name,
+        "run": str(run_dir),
+        "checkpoint": path.name if kept is None else f"step-{kept.about.step}",
+        "seed": run_config.seed,
+        **found,
+        "published": config.to_dict(settings.published),
+        "settings": config.to_dict(settings),
+        "device": place.type,
+        "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    write_result(out or run_dir / "probes" / f"{settings.name}.json", result)
+    return result
+
+
+def _probe(
+    path: Path, run_dir: Path, run_config: RunConfig, settings: Suite, kept: FeatureSet | None, place: torch.device,
+    progress: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Every probe of samples: data, rows and sources of the result file."""
     data = ProbeData.open(settings, run_config.data.path if kept is None else stored.dataset(kept, settings))
     asked = settings.probes.anticipation
     if asked and kept is not None:
-        raise ConfigError(f"probes.anticipation runs the predictor too, and {run} holds features: give the run itself")
+        raise ConfigError(f"probes.anticipation runs the predictor too, and {path} holds features: give the run itself")
     actions = Actions.of(data, asked) if asked else None
     data = actions.data if actions else data
-    place = pick_device(device)
-    with _progress(progress) as bar:
+    with progress_bar(progress) as bar:
         wants = _wants(settings)
         sources = (
             anticipation.sources(path, run_config, settings) if asked else _sources(path, run_config, settings, kept)
@@ -99,24 +128,12 @@ def probe(
                 table.add(source, found)
             finally:
                 found.close()
-    result = {
-        "protocol": settings.protocol,
-        "suite": settings.name,
-        "run": str(run_dir),
-        "checkpoint": path.name if kept is None else f"step-{kept.about.step}",
-        "seed": run_config.seed,
+    return {
         "dataset": data.facts() | ({"anticipation": actions.facts()} if actions else {}),
         **({"state": table.state.facts(settings.probes.state)} if table.state and settings.probes.state else {}),
         "rows": table.rows,
-        "published": config.to_dict(settings.published),
-        "settings": config.to_dict(settings),
         "sources": table.sources,
-        "device": place.type,
-        "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
-        "seconds": round(time.perf_counter() - start, 2),
     }
-    _write(out or run_dir / "probes" / f"{settings.name}.json", result)
-    return result
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -197,30 +214,34 @@ def _random(seed: int, like: Encoder, name: str) -> Source:
 # --- around it ----------------------------------------------------------------------------------------------------
 
 
-class _Bar:
+class Bar:
     """A progress bar over all images of all encoders."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._task = progress, progress.add_task("features", total=None)
 
     def total(self, images: int) -> None:
+        """How many there are."""
         self._progress.update(self._task, total=images)
 
     def say(self, what: str) -> None:
+        """What is being done."""
         self._progress.update(self._task, description=what)
 
     def advance(self, images: int) -> None:
+        """So many more are done."""
         self._progress.advance(self._task, images)
 
 
 @contextmanager
-def _progress(shown: bool) -> Iterator[_Bar]:
+def progress_bar(shown: bool) -> Iterator[Bar]:
+    """A bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
-        yield _Bar(progress)
+        yield Bar(progress)
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
+def write_result(path: Path, result: dict[str, Any]) -> None:
     """Whole or not at all: a reader never sees half of a result."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -10,9 +10,10 @@ for every discrete target. Attentive: a small transformer on the tokens, AdamW w
 val; probabilities of several views of a sample are averaged. Anticipation: the same with a query for each kind of
 label, on tokens of a clip that ends so many seconds before the action and on those the predictor gives for its start;
 top-1, and recall at k as the mean over the classes that occur in the test split. Segmentation and depth: a linear map
-of each token, enlarged bilinearly to the label's resolution. All are reported on test with percentile intervals of a
-bootstrap over originals. Accuracy and mIoU are fractions, R² is 1 - SSE / SST, RMSE is in the label's unit. Inner
-layers go through the encoder's final norm.
+of each token, enlarged bilinearly to the label's resolution. Frames: ridge regression and a small network on latents of
+single frames of episodes, R² and Pearson's r as means over a variable's numbers, the mean error in its unit. All are
+reported on test with percentile intervals of a bootstrap over originals. Accuracy and mIoU are fractions, R² is 1 - SSE
+/ SST, RMSE is in the label's unit. Inner layers go through the encoder's final norm.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from jepa.probe.attentive import AttentiveConfig
 from jepa.probe.baselines import FrameOrder, RunBaseline
 from jepa.probe.dense import DepthConfig, SegmentationConfig
 from jepa.probe.features import FeaturesConfig
+from jepa.probe.frames import FramesConfig
 from jepa.probe.knn import LAST4, KnnConfig
 from jepa.probe.linear import LinearConfig
 from jepa.probe.ridge import RidgeConfig
@@ -68,9 +70,10 @@ class ProbesConfig:
     segmentation: SegmentationConfig | None = None  # linear classifier of every pixel's class, on tokens
     depth: DepthConfig | None = None  # linear regression of every pixel's depth, on tokens
     anticipation: AnticipationConfig | None = None  # attentive classifier of what begins after the clip's end
+    frames: FramesConfig | None = None  # regression of state variables at single frames of episodes
 
     def __post_init__(self) -> None:
-        if not (self.pooled or self.tokens):
+        if not (self.pooled or self.tokens or self.frames):
             names = ", ".join(f.name for f in fields(self))
             raise ConfigError(f"no probe is asked for: give at least one of {names} ({{}} takes its defaults)")
 
@@ -137,7 +140,7 @@ class Published:
     probe: str  # name of the probe's row, e.g. linear
     value: float  # as measured here: accuracy is a fraction
     source: str  # where it was read
-    metric: str = "top1"  # top1, recall5, f1_weighted, f1_macro, r2, miou or rmse
+    metric: str = "top1"  # top1, recall5, f1_weighted, f1_macro, r2, pearson, error, miou or rmse
     note: str = ""  # how its protocol differs
 
 
@@ -165,6 +168,8 @@ class Suite:
             )
         if self.probes.anticipation:
             self._check_anticipation()
+        if self.probes.frames:
+            self._check_frames()
 
     def _check_anticipation(self) -> None:
         clips, others = self.features.clips, [f.name for f in fields(ProbesConfig) if getattr(self.probes, f.name)]
@@ -185,6 +190,18 @@ class Suite:
                 "probes.anticipation compares with random init, with the encoder alone and on less of the clip "
                 "(baselines.random, baselines.frames), on the encoder's output: leave baselines.pixels, timm and runs, "
                 "and features.tokens.layers out"
+            )
+
+    def _check_frames(self) -> None:
+        others = [f.name for f in fields(ProbesConfig) if f.name != "frames" and getattr(self.probes, f.name)]
+        if others or self.features.clips is not None:
+            found = f"probes.{others[0]}" if others else "features.clips"
+            raise ConfigError(f"probes.frames reads single frames of episodes: put {found} into a suite of its own")
+        given = self.baselines
+        if given.frames or given.timm or given.runs or given.features:
+            raise ConfigError(
+                "probes.frames compares with a random model and with pixels (baselines.random, baselines.pixels): "
+                "leave baselines.frames, timm, runs and features out"
             )
 
 

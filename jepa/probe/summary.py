@@ -9,7 +9,7 @@ from jepa.errors import ConfigError
 
 Result = dict[str, Any]
 Row = dict[str, Any]
-LOWER_IS_BETTER = {"rmse"}  # of the metrics
+LOWER_IS_BETTER = {"rmse", "error"}  # of the metrics
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa.errors import ConfigError
-from jepa.report import gallery, material, numbers, record, verdict
+from jepa.report import gallery, imagination, material, numbers, record, verdict
 from jepa.report.markup import html, join
 from jepa.report.page import Section, render
 from jepa.report.read import Run, open_run, open_runs
@@ -57,6 +57,7 @@ def build_report(
 def _sections(opened: list[Run], device: str) -> list[Section]:
     return [
         numbers.probes(opened),
+        *imagination.sections(opened),
         numbers.curves(opened),
         numbers.health(opened),
         *gallery.sections(opened, device),

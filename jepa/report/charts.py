@@ -23,7 +23,8 @@ COLOURS = 8  # classes s0..s7 in the style sheet
 class Series:
     """One line. `colour` is an index into the style's palette; `dash` 0 is solid.
 
-    `who` and `what` say what colour and dash stand for (run, encoder), where a chart has several of both.
+    `who` and `what` say what colour and dash stand for (run, encoder), where a chart has several of both. `low` and
+    `high`, as long as y, draw a band around the line.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Series:
     dash: int = 0
     who: str = ""
     what: str = ""
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 def line_chart(
@@ -45,6 +48,7 @@ def line_chart(
     may_log: bool = False,
     level: tuple[float, str] | None = None,
     marks: Sequence[tuple[float, str]] = (),
+    axis: str = "step",
 ) -> Html:
     """A figure with lines over training steps.
 
@@ -57,6 +61,7 @@ def line_chart(
         may_log: take a logarithmic axis where positive values span more than a factor of 300.
         level: a horizontal line for comparison (value, label), e.g. the accuracy of guessing.
         marks: vertical lines (step, label), e.g. where a phase of the run begins; only those inside the axes are drawn.
+        axis: what is counted from left to right.
     """
     lines = [thin for s in series if len((thin := _thin(s)).y)]
     if not lines:
@@ -65,7 +70,7 @@ def line_chart(
             "<figcaption>{caption}</figcaption></figure>",
             title=title, caption=caption,
         )  # fmt: skip
-    values = [v for s in lines for v in s.y] + ([level[0]] if level else [])
+    values = [v for s in lines for v in (*s.y, *s.low, *s.high)] + ([level[0]] if level else [])
     log = may_log and not zero and min(values) > 0 and max(values) / min(values) > 300
     low, high = min(values + [0.0] * zero), max(values + [0.0] * zero)
     high = 1.0 if zero and low == high else high  # all zero: room above, none below
@@ -80,7 +85,8 @@ def line_chart(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{label}" data-chart="{data}">{parts}</svg>',
         w=WIDTH, h=HEIGHT, label=label, data=_data(lines, axes, share),
         parts=join([
-            _grid(axes, y_ticks, share), _level(axes, level), _marks(axes, marks), *(_path(axes, s) for s in lines)
+            _grid(axes, y_ticks, share, axis), _level(axes, level), _marks(axes, marks),
+            *(_band(axes, s) for s in lines), *(_path(axes, s) for s in lines),
         ]),
     )  # fmt: skip
     final = lines[0].y[-1]
@@ -217,13 +223,15 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _thin(series: Series) -> Series:
     """Means over equal bins where there are more points than pixels; the last point stays as it is."""
     pairs = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    if series.low and len(pairs) == len(series.y) <= MAX_POINTS:
+        return series
     size = -(-len(pairs) // MAX_POINTS)
     bins = [pairs[i : i + size] for i in range(0, len(pairs), size)] if size > 1 else [[p] for p in pairs]
     x = [b[-1][0] for b in bins]
-    return replace(series, x=x, y=[sum(p[1] for p in b) / len(b) for b in bins])
+    return replace(series, x=x, y=[sum(p[1] for p in b) / len(b) for b in bins], low=(), high=())
 
 
-def _grid(axes: _Axes, y_ticks: Sequence[float], share: bool) -> Html:
+def _grid(axes: _Axes, y_ticks: Sequence[float], share: bool, axis: str) -> Html:
     parts = []
     for tick in y_ticks:
         parts.append(html(
@@ -232,12 +240,12 @@ def _grid(axes: _Axes, y_ticks: Sequence[float], share: bool) -> Html:
             text=number(tick) if axes.log else tick_text(tick, y_ticks[1] - y_ticks[0], share),
         ))  # fmt: skip
     for tick in ticks(axes.x_low, axes.x_high, 4):
-        if axes.x_low <= tick <= axes.x_high and tick == int(tick):
+        if axes.x_low <= tick <= axes.x_high and (tick == int(tick) or axis != "step"):
             parts.append(html(
                 '<text class="xlab" x="{x}" y="{y}">{text}</text>',
                 x=f"{axes.x(tick):.1f}", y=HEIGHT - BOTTOM + 17, text=number(tick),
             ))  # fmt: skip
-    parts.append(html('<text class="xname" x="{x}" y="{y}">step</text>', x=WIDTH - RIGHT, y=HEIGHT - 2))
+    parts.append(html('<text class="xname" x="{x}" y="{y}">{t}</text>', x=WIDTH - RIGHT, y=HEIGHT - 2, t=axis))
     return join(parts)
 
 
@@ -266,6 +274,15 @@ def _marks(axes: _Axes, marks: Sequence[tuple[float, str]]) -> Html:
             ty=TOP + 10, t=label,
         ))  # fmt: skip
     return join(parts)
+
+
+def _band(axes: _Axes, series: Series) -> Html:
+    if not series.low:
+        return Html("")
+    there = [f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in zip(series.x, series.high, strict=True)]
+    back = [f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in zip(series.x, series.low, strict=True)]
+    css = f"s{series.colour % COLOURS}"
+    return html('<polygon class="band {css}" points="{p}"/>', css=css, p=" ".join([*there, *back[::-1]]))
 
 
 def _path(axes: _Axes, series: Series) -> Html:

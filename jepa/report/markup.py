@@ -101,7 +101,9 @@ def measure(value: float, metric: str) -> str:
     """A probe's figure: accuracies in per cent, R² and F1 with three decimals, everything else as a number."""
     if metric.startswith(("top", "recall", "miou")):
         return percent(value)
-    return _minus(f"{value:.3f}") if metric.startswith(("r2", "f1")) and math.isfinite(value) else number(value)
+    return (
+        _minus(f"{value:.3f}") if metric.startswith(("r2", "f1", "pearson")) and math.isfinite(value) else number(value)
+    )
 
 
 def duration(seconds: float) -> str:

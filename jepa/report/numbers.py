@@ -183,7 +183,8 @@ def _probe_chart(runs: Sequence[Run], found: list[tuple[Run, Contest]]) -> Html:
                             for _, other in found for r in other.baselines)  # fmt: skip
                 yardsticks.append(_interval(run, row, "base", bool(alike)))
     rows += sorted(yardsticks, key=lambda r: -r.value)
-    title = verdict.probe_title(contest.probe, contest.metric)
+    unit = next((str(r["unit"]) for _, c in found for r in c.own + c.baselines if r.get("unit")), "")
+    title = verdict.probe_title(contest.probe, contest.metric) + (f" in {unit}" if unit else "")
     sizes = {int(r["n_test"]) for _, c in found for r in c.own + c.baselines if "n_test" in r}
     caption = "Dot: the value; bar: its 95 % interval. Coloured: this encoder; grey: baselines."
     if any(m["suite"] == contest.suite for m in means):

@@ -36,6 +36,8 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     quarantine: list[Line] = field(default_factory=list)
     probes: list[dict[str, Any]] = field(default_factory=list)  # one per suite
+    rollouts: list[dict[str, Any]] = field(default_factory=list)  # of a world model, one per suite
+    plans: list[dict[str, Any]] = field(default_factory=list)  # likewise
     checkpoints: list[int] = field(default_factory=list)  # steps of complete checkpoints, rising
     notes: list[str] = field(default_factory=list)
 
@@ -128,8 +130,22 @@ def open_run(path: Path | str) -> Run:
             run.probes.append({"suite": probe.stem, **result, "rows": [r for r in result["rows"] if _is_row(r)]})
         elif result is not None:
             run.notes.append(f"probes/{probe.name} is not a probe result and was left out.")
+    run.rollouts = _results(path / "rollouts", "latent", run.notes)
+    run.plans = _results(path / "plans", "rows", run.notes)
     run.checkpoints = checkpoint.steps(path)
     return run
+
+
+def _results(folder: Path, needed: str, notes: list[str]) -> list[dict[str, Any]]:
+    """Result files of a folder that hold what is `needed`."""
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        result = _json(file, notes)
+        if isinstance(result, dict) and isinstance(result.get(needed), dict | list):
+            found.append({"suite": file.stem, **result})
+        elif result is not None:
+            notes.append(f"{folder.name}/{file.name} is not a result of jepa and was left out.")
+    return found
 
 
 def open_runs(paths: Iterable[Path | str]) -> list[Run]:

@@ -72,7 +72,7 @@ path.rule{stroke:var(--grid);stroke-width:1;fill:none}
 path.level{stroke:var(--soft);stroke-dasharray:3 3;stroke-width:1}
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}.d1{stroke-dasharray:5 3}
 .d2{stroke-dasharray:1 3}
-.point{stroke:none}
+.point{stroke:none}.band{fill:var(--c);opacity:.14;stroke:none}
 .s0{--c:var(--s0)}.s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}.s4{--c:var(--s4)}.s5{--c:var(--s5)}
 .s6{--c:var(--s6)}.s7{--c:var(--s7)}.base{--c:var(--base)}
 .line{stroke:var(--c)}.point{fill:var(--c)}

@@ -91,6 +91,7 @@ def headlines(run: Run) -> list[Contest]:
     """The contests that count at the top: where x and y were also judged together, only that; of the state probe, the
     first figure's mean over variables."""
     every = [c for c in contests(run) if c.main is not None and not c.probe.startswith("state:")]
+    every = [c for c in every if c.metric not in ("pearson", "error")]  # said of what R² is said of
     first = {c.suite: c.metric for c in reversed(every) if c.probe == "state"}
     every = [c for c in every if c.probe != "state" or c.metric == first[c.suite]]
     wholes = [(c.suite, *c.probe.partition(":")) for c in every if "+" in c.probe]
@@ -103,10 +104,11 @@ def probe_title(probe: str, metric: str) -> str:
     names = {
         "linear": "Linear probe", "knn": "Nearest-neighbour vote (kNN)", "ridge": "Ridge regression",
         "attentive": "Attentive probe", "segmentation": "Linear segmentation", "depth": "Linear depth",
-        "anticipation": "Anticipation", "state": "State probe",
+        "anticipation": "Anticipation", "state": "State probe", "mlp": "Small network",
     }  # fmt: skip
     units = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "r2": "R²", "miou": "mean IoU", "rmse": "RMSE",
-             "f1_weighted": "weighted F1", "f1_macro": "macro F1"}  # fmt: skip
+             "f1_weighted": "weighted F1", "f1_macro": "macro F1", "pearson": "Pearson r",
+             "error": "mean error"}  # fmt: skip
     if metric.startswith("recall"):
         units[metric] = f"class-mean recall at {metric.removeprefix('recall')}"
     what = f" of {target}" if target else ""
@@ -119,7 +121,7 @@ def short_title(probe: str) -> str:
     """'Linear probe', 'kNN', 'Ridge R² x': what fits on a tile."""
     kind, layer, target = _parts(probe)
     names = {"linear": "Linear probe", "knn": "kNN", "ridge": "Ridge R²", "attentive": "Attentive probe",
-             "state": "State probe"}  # fmt: skip
+             "state": "State probe", "mlp": "Network R²"}  # fmt: skip
     name = names.get(kind, kind.capitalize()) + (f", layer {layer}" if layer else "")
     return f"{name} {target}" if target else name
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ class Recorder:
 
     def __init__(self, config: Any, manifest: Any, device: Any, *, autocast: Any, run_dir: Path) -> None:
         assert manifest.name == "tiny" and device.type == "cpu" and autocast is None and run_dir.is_dir()
-        self.calls: list[int] = []
+        self.run_dir = run_dir
 
     def run(self, method: Method, step: int) -> tuple[dict[str, float], list[str]]:
         torch.rand(3)  # a check that draws noise must not change the run
@@ -397,3 +399,25 @@ def test_tensorboard_is_a_tracker(tiny_data: Path, tmp_path: Path) -> None:
     logged = {e.step: e.value for e in events.Scalars("loss")}
     assert logged == pytest.approx({r["step"]: r["loss"] for r in runs.lines(out)}, abs=1e-6)
     assert [e.step for e in events.Scalars("health/calls")] == [0, 4, 8, 12]
+
+
+class Vandal(Recorder):
+    """Deletes the tracker's folder at every health check."""
+
+    def run(self, method: Method, step: int) -> tuple[dict[str, float], list[str]]:
+        if step == 4:
+            shutil.rmtree(self.run_dir / "tb")
+            time.sleep(0.5)  # the tracker writes in a thread of its own
+        return super().run(method, step)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the tracker's own thread
+def test_a_tracker_that_fails_is_told_and_left_alone(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    settings = run_config(tiny_data, "train.trackers=[tensorboard]", "monitor.every={steps: 4}", "train.log_every=1")
+    assert train(settings, out, monitor=Vandal).step == 12
+    assert [r["step"] for r in runs.lines(out)] == list(range(1, 13))
+    shown = " ".join(capsys.readouterr().err.split())
+    assert shown.count("a tracker failed at step") == 1 and "metrics.jsonl has them all" in shown

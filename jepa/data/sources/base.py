@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from jepa.data.arrays import ArrayConfig
 from jepa.data.labelmap import LabelMap, MapConfig
 
 
@@ -42,10 +43,15 @@ class Sample:
     media: Literal["", "image", "video"] = ""  # what it must be; "": told by its content
     maps: tuple[LabelMap, ...] = ()  # in the order of the source's `maps`
     kinds: tuple[int, ...] = ()  # class numbers by the source's `kinds`, -1: none
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # of an episode: (rows, numbers) each
 
 
 class Maker(Protocol):
-    """Makes samples; sent once to every worker process."""
+    """Makes samples; sent once to every worker process.
+
+    One whose source has a deadline may have a method `start()`: it is called in every worker before the first task, to
+    import what takes long.
+    """
 
     def __call__(self, task: Any, /) -> Sample | list[Sample]:
         """The sample of a task, or all of its samples. Raises DataError when the source image cannot be used."""
@@ -68,10 +74,13 @@ class Source:
     kinds: dict[str, list[str]] = field(default_factory=dict)  # labels of several kinds: the classes of each
     together: bool = False  # neighbouring tasks share work, so the order of tasks is kept
     at_once: int = 32  # tasks sent to a worker together; few where a task takes seconds
+    arrays: dict[str, ArrayConfig] = field(default_factory=dict)  # arrays of episodes that every sample has
+    deadline: float | None = None  # seconds for a task that may hang: it is stopped then, and left out
 
     def fingerprint(self) -> str:
         """Changes when the list of tasks changes."""
-        digest = hashlib.sha256(repr((self.classes, self.targets, *self.kinds.items())).encode())
+        known = (self.classes, self.targets, *self.kinds.items(), *self.arrays.items())
+        digest = hashlib.sha256(repr(known).encode())
         for name, tasks in self.splits.items():
             digest.update(repr((name, len(tasks))).encode())
             if not isinstance(tasks, range):

@@ -38,6 +38,7 @@ class Row:
 
     label: int = -1  # -1: none
     trace: dict[str, Any] | None = None  # what was drawn for it, for --trace
+    steps: dict[str, npt.NDArray[np.float32]] | None = None  # arrays of its window of an episode
 
 
 class ClipDecoder(ABC):
@@ -223,7 +224,9 @@ class _Maker:
         bad = [self._bad(micro, position) for position in range(len(rows)) if self._refilled(micro, position)]
         traces = [row.trace for row in rows if row.trace is not None]
         labels = np.array([row.label for row in rows], dtype=np.int64)
-        return Loaded(labels, micro.numbers, micro.index, bad, traces if len(traces) == len(rows) else None)
+        return Loaded(
+            labels, micro.numbers, micro.index, bad, traces if len(traces) == len(rows) else None, _stacked(rows)
+        )
 
     def _refilled(self, micro: _Micro, position: int) -> bool:
         return micro.attempts[position] > 0 or int(micro.numbers[position]) in self.known
@@ -233,6 +236,14 @@ class _Maker:
         own = self.decoder.index(number, 0)
         why = micro.reasons.get(position, "unreadable earlier in this run")
         return Bad(number, own, self.decoder.place(own), why, micro.attempts[position], int(micro.index[position]))
+
+
+def _stacked(rows: list[Row]) -> dict[str, npt.NDArray[np.float32]] | None:
+    """The arrays of a micro-batch's windows by name, (B, ...); None without episodes."""
+    found = [row.steps for row in rows if row.steps is not None]
+    if not found or len(found) < len(rows):
+        return None
+    return {name: np.stack([steps[name] for steps in found]) for name in found[0]}
 
 
 def _in_this_process(maker: _Maker, lists: Iterable[Int64], pinned: bool) -> Iterator[tuple[Loaded, Tensor]]:

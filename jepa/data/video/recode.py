@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,22 @@ class Coded:
     facts: Facts
 
 
+class Keeper(Protocol):
+    """Which frames of an episode are written, (K,) in order; raises DataError when they do not fit its arrays."""
+
+    skip: int  # source frames from one kept frame to the next
+
+    def __call__(self, frames: int, /) -> npt.NDArray[np.int64]:
+        """Of so many frames, those that are kept."""
+        ...
+
+
 def code(
-    video: Video | npt.NDArray[np.uint8], fps: float, config: VideoConfig, span: Span | None = None
+    video: Video | npt.NDArray[np.uint8],
+    fps: float,
+    config: VideoConfig,
+    span: Span | None = None,
+    keeper: Keeper | None = None,
 ) -> Iterator[Coded]:
     """What a source's video becomes.
 
@@ -50,6 +65,7 @@ def code(
         fps: of frames that are not encoded yet.
         span: seconds of an encoded video that are the sample; None: all of it. A whole one is taken over as it is coded
             where it can be decoded without the rest of the video; what there is of any other is coded anew.
+        keeper: of an episode with arrays, chooses frames.
 
     Raises:
         DataError: it is broken, has fewer frames than `config.min_frames`, or ends before the span does (before it
@@ -58,7 +74,9 @@ def code(
     """
     coding = Coding(config.gop or 8, config.crf, full_colour=config.full_colour)
     if isinstance(video, np.ndarray):
-        data = write(video, fps, coding)
+        if keeper is not None:
+            video, fps = video[keeper(len(video))], fps / keeper.skip
+        data = write(_smaller(torch.from_numpy(video), config.resize).numpy(), fps, coding)
         yield Coded(data, "mp4", probe(data))
         return
     facts = _probed(video) if isinstance(video, Path) else probe(video)
@@ -70,6 +88,14 @@ def code(
         yield Coded(data, "mp4", probe(data))
         return
     first, end = (0, len(facts)) if span is None else cut.frames_of(facts.timeline, (span.start, span.stop))
+    if keeper is not None:
+        frames = keeper(end - first)
+        if len(frames) != end - first or keeper.skip > 1 or config.recode:
+            data = write(
+                _frames(video, facts, first + frames, config.resize), _rate(facts, config) / keeper.skip, coding
+            )
+            yield Coded(data, "mp4", probe(data))
+            return
     if end - first < config.min_frames:
         raise DataError(f"it has {end - first} frame(s), the recipe asks for video.min_frames={config.min_frames}")
     if end - first < len(facts) and not config.recode:
@@ -141,12 +167,16 @@ def _frames(
                 found = with_pyav.read(container, facts, wanted)
             except Unsuited as error:
                 raise DataError(f"it cannot be decoded: {error}") from None
-            height, width = found.shape[1:3]
-            if shorter is not None and min(height, width) > shorter:
-                scale = shorter / min(height, width)
-                size = max(shorter, round(height * scale)), max(shorter, round(width * scale))
-                packed = found.permute(0, 3, 1, 2)  # channels last in memory already
-                found = torch.nn.functional.interpolate(packed, size, mode="bicubic", antialias=True).permute(
-                    0, 2, 3, 1
-                )
-            yield found.numpy()[inverse]
+            yield _smaller(found, shorter).numpy()[inverse]
+
+
+def _smaller(frames: torch.Tensor, shorter: int | None) -> torch.Tensor:
+    """Frames (T, H, W, 3) whose shorter side is at most `shorter`."""
+    height, width = frames.shape[1:3]
+    if shorter is None or min(height, width) <= shorter:
+        return frames
+    scale = shorter / min(height, width)
+    size = max(shorter, round(height * scale)), max(shorter, round(width * scale))
+    packed = frames.permute(0, 3, 1, 2)  # channels last in memory already
+    small = torch.nn.functional.interpolate(packed, size, mode="bicubic", antialias=True)
+    return small.permute(0, 2, 3, 1).contiguous()

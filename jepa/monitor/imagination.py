@@ -1,0 +1,166 @@
+"""How far a world model's imagination can be trusted: open-loop roll-outs against what really happened.
+
+A window of an episode is T frames that the model sees and H frames that really followed, with the actions between all
+of them. Step h of every course is held against the model's own latents of frame T + h:
+
+    open loop   imagined from the T frames seen, with the true actions; errors add up
+    one step    imagined one action ahead from the T newest frames: teacher-forced, what a step alone costs
+    copy        the last frame seen, standing still: an imagination that is not better is worth nothing
+
+Latents that are true are the encoder's, which saw those frames and all before them in the window: a belief over history
+has all that it could know. Distances are between tokens: Euclidean, and one minus the cosine; their mean over tokens.
+
+Shapes: B windows, T frames seen, H steps, S candidate plans, N tokens of a frame, D width, A numbers of one action,
+P of proprioception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa.methods.world import History, State, WorldModel
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Pieces of episodes."""
+
+    frames: Tensor  # (B, T + H, 3, h, w) normalised as in training
+    actions: Tensor  # (B, T + H - 1, A): number t leads from frame t to t + 1
+    proprio: Tensor | None  # (B, T + H, P)
+    seen: int  # T
+
+    def __post_init__(self) -> None:
+        length = self.frames.shape[1]
+        assert 1 <= self.seen < length, f"{self.seen} frames seen of {length}"
+        assert self.actions.shape[1] == length - 1, f"{length} frames, but {self.actions.shape[1]} actions"
+
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return self.frames.shape[1] - self.seen
+
+    @property
+    def future(self) -> Tensor:
+        """The true actions (B, H, A) after the last frame seen."""
+        return self.actions[:, self.seen - 1 :]
+
+    def history(self, start: int, stop: int) -> History:
+        """Frames [start, stop) with the actions between them."""
+        proprio = None if self.proprio is None else self.proprio[:, start:stop]
+        return History(self.frames[:, start:stop], self.actions[:, start : stop - 1], proprio)
+
+    def rows(self, start: int, stop: int) -> Windows:
+        """Windows [start, stop)."""
+        proprio = None if self.proprio is None else self.proprio[start:stop]
+        return replace(self, frames=self.frames[start:stop], actions=self.actions[start:stop], proprio=proprio)
+
+
+@dataclass(frozen=True)
+class Courses:
+    """What a model saw and imagined of windows."""
+
+    true: Tensor  # (B, H, N, D) latents of the frames that followed
+    copy: Tensor  # (B, 1, N, D) of the last frame seen
+    one_step: Tensor  # (B, H, N, D)
+    imagined: dict[str, Tensor]  # by name of the plan: (B, H, N, D); "open_loop" has the true actions
+    uncertainty: Tensor | None  # (B, H) of the open loop; None: the model does not tell
+
+    def every(self) -> dict[str, Tensor]:
+        """All courses by name, (B, H, N, D) each."""
+        return {"copy": self.copy.expand_as(self.true), "one_step": self.one_step} | self.imagined
+
+
+def seen_latents(model: WorldModel, windows: Windows) -> Tensor:
+    """The model's latents (B, T + H, N, D) of every frame, each with all frames before it in view."""
+    length = windows.frames.shape[1]
+    found: Tensor = model.readout(model.observe(windows.history(0, length)))
+    if found.shape[1] == length:
+        return found
+    # a model that looks back less far gives the newest frames only: each frame in its turn is the newest
+    each = [model.readout(model.observe(windows.history(0, stop)))[:, -1] for stop in range(1, length + 1)]
+    return torch.stack(each, dim=1)
+
+
+def one_step(model: WorldModel, windows: Windows) -> Tensor:
+    """Latents (B, H, N, D), each imagined one action ahead from the T frames before it."""
+    found = []
+    for h in range(windows.horizon):
+        state = model.observe(windows.history(h, h + windows.seen))
+        last = windows.future[:, h]
+        found.append(model.readout(model.imagine(state, last[:, None, None]))[:, 0, 0])
+    return torch.stack(found, dim=1)
+
+
+def courses(model: WorldModel, windows: Windows, others: dict[str, Tensor] | None = None) -> Courses:
+    """Everything that is compared, without gradient.
+
+    Args:
+        model: in eval mode.
+        others: further plans (B, H, A) by name, imagined beside the true actions from the same state.
+    """
+    plans = {"open_loop": windows.future} | (others or {})
+    with torch.no_grad():
+        state = model.observe(windows.history(0, windows.seen))
+        future: State = model.imagine(state, torch.stack(list(plans.values()), dim=1))
+        imagined = model.readout(future)  # (B, S, H, N, D)
+        doubt = model.uncertainty(future)
+        latents = seen_latents(model, windows)
+        return Courses(
+            latents[:, windows.seen :],
+            latents[:, windows.seen - 1 : windows.seen],
+            one_step(model, windows),
+            {name: imagined[:, s] for s, name in enumerate(plans)},
+            None if doubt is None else doubt[:, 0],
+        )
+
+
+def euclidean(first: Tensor, second: Tensor) -> Tensor:
+    """Mean over tokens of the Euclidean distance: (..., N, D) to (...)."""
+    return (first.double() - second.double()).square().sum(dim=-1).sqrt().mean(dim=-1)
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Mean over tokens of one minus the cosine: (..., N, D) to (...)."""
+    return (1 - F.cosine_similarity(first.double(), second.double(), dim=-1)).mean(dim=-1)
+
+
+def imagination_metrics(model: WorldModel, windows: Windows) -> dict[str, float]:
+    """Health of a world model in training, from a few held-out windows of at least two episodes.
+
+    Every module is left in the mode it was in; torch's generator is the caller's to keep (the monitor does).
+
+    Returns:
+        health/imagined_error        Euclidean error of the open loop at the last step
+        health/imagined_over_copy    the same divided by that of the last frame seen: below 1 it is of use
+        health/one_step_over_copy    error of one step alone, divided by that of the last frame, mean over steps
+        health/shuffled_over_right   error with another window's actions, divided by that with the right ones, at the
+                                     last step: 1 means that actions are ignored. Absent with a single window
+    """
+    others = {"shuffled": windows.future.roll(1, dims=0)} if len(windows.frames) > 1 else {}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        found = courses(model, windows, others)
+    finally:
+        for module, mode in modes:  # one by one: a teacher is in eval mode inside a method in train mode
+            module.training = mode
+    error = {name: euclidean(course, found.true).mean(dim=0) for name, course in found.every().items()}  # (H,)
+    least = torch.finfo(torch.float32).tiny
+    metrics = {
+        "health/imagined_error": float(error["open_loop"][-1]),
+        "health/imagined_over_copy": float(error["open_loop"][-1] / error["copy"][-1].clamp_min(least)),
+        "health/one_step_over_copy": float((error["one_step"] / error["copy"].clamp_min(least)).mean()),
+    }
+    if others:
+        metrics["health/shuffled_over_right"] = float(error["shuffled"][-1] / error["open_loop"][-1].clamp_min(least))
+    return {name: value for name, value in metrics.items() if value < float("inf")}
+
+
+__all__ = [
+    "Courses", "Windows", "cosine", "courses", "euclidean", "imagination_metrics", "one_step", "seen_latents",
+]  # fmt: skip
