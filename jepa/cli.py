@@ -345,7 +345,7 @@ def inspect(
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A foreign checkpoint file.")],
     to: Annotated[Path, typer.Option("--to", help="Run folder to write.")],
-    source: Annotated[str, typer.Option("--from", help="Its layout: ijepa, vjepa, vjepa2, vjepa21.")] = "ijepa",
+    source: Annotated[str, typer.Option("--from", help="Layout: ijepa, vjepa, vjepa2, vjepa21, vjepa2-ac.")] = "ijepa",
     overrides: Overrides = None,
 ) -> None:
     """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""

@@ -26,7 +26,7 @@ from jepa.export.vjepa2 import VJEPA2
 from jepa.methods import base
 
 _HEADS = {1024: 16}  # of the published predictor, by width
-_CLIP: dict[str, Any] = {"image_size": 256, "clip": {"frames": 8, "fps": 4.0}}  # of the published training
+_CLIP: dict[str, Any] = {"image_size": 256, "clip": {"frames": 8, "stride": 1}}  # published; 4 frames a second
 _SPEC = "method.encoder.spec."  # where overrides of the encoder's own run stand
 _POSE = 7
 
