@@ -46,15 +46,9 @@ _POSE = 7  # numbers of a pose: position, angles, gripper
 class ACConfig:
     """V-JEPA 2-AC's own settings."""
 
-<<<<<<< HEAD
-    encoder: FrozenConfig = field(default_factory=FrozenConfig)
-    predictor: ActionPredictorConfig = field(default_factory=ActionPredictorConfig)
-    space: Space = field(default_factory=Space)
-=======
     encoder: FrozenConfig = field(default_factory=FrozenConfig)  # frozen: what the latents are
     predictor: ActionPredictorConfig = field(default_factory=ActionPredictorConfig)  # frames to those that follow
     space: Space = field(default_factory=Space)  # numbers that come with the frames
->>>>>>> frozen
     rollout: int = 2  # steps of the roll-out loss; 0: off
     window: int | None = None  # most frames it looks at when it imagines; null: as many as in training
     motion: Literal["predict", "pose", "add", "hold"] = "predict"  # how states go on in a plan: see above

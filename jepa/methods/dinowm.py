@@ -40,15 +40,9 @@ from jepa.nn.rollout import Ahead, Frames, roll_out
 class DinoWMConfig:
     """DINO-WM's own settings; the defaults are the published ones."""
 
-<<<<<<< HEAD
-    encoder: FrozenConfig = field(default_factory=FrozenConfig)
-    predictor: PatchPredictorConfig = field(default_factory=PatchPredictorConfig)
-    space: Space = field(default_factory=Space)
-=======
     encoder: FrozenConfig = field(default_factory=FrozenConfig)  # frozen: what the latents are
     predictor: PatchPredictorConfig = field(default_factory=PatchPredictorConfig)  # frames to those that follow
     space: Space = field(default_factory=Space)  # numbers that come with the frames
->>>>>>> frozen
     history: int = 3  # frames that the predictor looks at
     action_width: int = 10  # of an embedded action; more for adaptive layer norms
     proprio_width: int = 10  # of embedded proprioception

@@ -69,11 +69,7 @@ class FrozenEncoder(nn.Module):
             )
         self.config, self.image_size = config, image_size
         self.encoder = _timm_model(spec["timm"], image_size) if "timm" in spec else _own(spec, image_size)
-<<<<<<< HEAD
-        self.encoder.requires_grad_(False)
-=======
         self.encoder.requires_grad_(False).eval()
->>>>>>> frozen
         self._still = 0 if "timm" in spec or len(spec["size"]) == 2 else _tubelet(self.encoder)
         scale, shift = _between(spec)
         self._same = scale == [1.0] * 3 and shift == [0.0] * 3
@@ -99,11 +95,7 @@ class FrozenEncoder(nn.Module):
         """Clips (B, 3, T, H, W) to tokens (B, T * N, D), time first; images (B, 3, H, W) to (B, N, D)."""
         if x.ndim == 4:
             return self.frames(x)
-<<<<<<< HEAD
-        return self.frames(x.transpose(1, 2).flatten(0, 1)).view(len(x), -1, self.width)
-=======
         return self.frames(x.transpose(1, 2).flatten(0, 1)).reshape(len(x), -1, self.width)
->>>>>>> frozen
 
     @torch.no_grad()
     def frames(self, x: Tensor) -> Tensor:
@@ -131,24 +123,13 @@ class FrozenEncoder(nn.Module):
         return out
 
     def _measure(self) -> tuple[int, int]:
-<<<<<<< HEAD
-        """Width and number of tokens of a frame, on a model without memory where one frame is not free."""
-=======
         """Width and number of tokens of a frame."""
->>>>>>> frozen
         width, grid = getattr(self.encoder, "width", None), getattr(self.encoder, "grid", None)
         if isinstance(width, int) and grid is not None:
             return width, int(grid[-2] * grid[-1])
         parameter = next(self.encoder.parameters())
-<<<<<<< HEAD
-        training, self.encoder.training = self.encoder.training, False
         with torch.no_grad():
             shape = self._encode(torch.zeros(1, 3, *self.image_size, device=parameter.device)).shape
-        self.encoder.training = training
-=======
-        with torch.no_grad():
-            shape = self._encode(torch.zeros(1, 3, *self.image_size, device=parameter.device)).shape
->>>>>>> frozen
         return int(shape[2]), int(shape[1])
 
     def _grid(self) -> tuple[int, int]:
