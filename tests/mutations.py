@@ -1077,6 +1077,98 @@ PLANNING = (
     ),
 )
 
+
+LEWM, LEWM_MORE, SIGREG = "methods/test_lewm.py::", "methods/test_lewm_options.py::", "nn/test_sigreg.py::"
+RSSM, NN_HEADS = "methods/test_rssm.py::", "nn/test_heads.py::"
+
+END_TO_END = (
+    one(
+        "sigreg: each rank for itself",
+        "nn/sigreg.py",
+        "found, world = ranks.mean(found), ranks.count()",
+        "world = ranks.count()",
+        SIGREG + "test_value_and_gradient_are_the_same_on_one_and_two_processes",
+    ),
+    one(
+        "ranks: the gradient of a mean is not averaged",
+        "nn/ranks.py",
+        "        out = gradients[0].clone(memory_format=torch.contiguous_format)\n        dist.all_reduce(out)\n",
+        "        out = gradients[0].clone(memory_format=torch.contiguous_format)\n",
+        SIGREG + "test_value_and_gradient_are_the_same_on_one_and_two_processes",
+    ),
+    one(
+        "sigreg: the integral's ends count whole",
+        "nn/sigreg.py",
+        "torch.where((t > 0) & (t < t[-1]), 1.0, 0.5)",
+        "torch.ones_like(t)",
+        SIGREG + "test_statistic_is_the_formula",
+    ),
+    one(
+        "sigreg: the same directions in every step",
+        "nn/sigreg.py",
+        'noise.normal("sigreg", seed, step, ',
+        'noise.normal("sigreg", seed, step * 0, ',
+        SIGREG + "test_directions_are_keyed_by_seed_and_step",
+    ),
+    one(
+        "noise: nine rounds of Philox",
+        "nn/noise.py",
+        "for _ in range(10):",
+        "for _ in range(9):",
+        "nn/test_noise.py::test_words_are_those_of_keyed",
+    ),
+    one(
+        "lewm: keys and values kept when the window slides",
+        "nn/causal.py",
+        "            if first != start:",
+        "            if start < 0:",
+        LEWM + "test_imagining_is_the_sliding_roll_out",
+    ),
+    one(
+        "lewm: new tokens look at later ones",
+        "nn/causal.py",
+        ".tril(total - new)",
+        ".tril(total - new + 1)",
+        LEWM + "test_imagining_is_the_sliding_roll_out",
+    ),
+    one(
+        "lewm: a chunk tells one action too many",
+        "nn/causal.py",
+        "dtype=actions.dtype).tril(-1)",
+        "dtype=actions.dtype).tril(0)",
+        LEWM_MORE + "test_a_chunk_of_one_action_is_that_action",
+    ),
+    one(
+        "lewm: running statistics move in a skipped step",
+        "nn/ranks.py",
+        "running.copy_(moved if keep is None else torch.where(keep > 0, moved, running))",
+        "running.copy_(moved)",
+        LEWM + "test_a_skipped_step_leaves_the_running_statistics",
+    ),
+    one(
+        "heads: ends do not end returns",
+        "nn/heads.py",
+        'goes_on = 1 - _numbers(steps["terminated"], z) if "terminated" in steps else 1.0',
+        "goes_on = 1.0",
+        NN_HEADS + "test_value_is_the_discounted_sum_of_rewards",
+    ),
+    one(
+        "rssm: missing frames are targets",
+        "methods/rssm.py",
+        "error = (error * there).sum() / there.sum().clamp(min=1)",
+        "error = error.mean()",
+        RSSM + "test_missing_frames_are_no_targets",
+    ),
+    one(
+        "rssm: hidden frames not keyed by sample",
+        "methods/rssm.py",
+        'noise.uniform("rssm.blank", self.seed, g, frames)',
+        'noise.uniform("rssm.blank", self.seed, torch.arange(len(g)), frames)',
+        RSSM + "test_noise_is_keyed_by_sample",
+    ),
+)
+
 MUTANTS = (
     *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *FROZEN_WORLDS, *PLANNING,
+    *END_TO_END,
 )  # fmt: skip
