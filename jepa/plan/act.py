@@ -187,7 +187,7 @@ class Planner:
         if trial.arena.config.proprio is None:
             raise ConfigError(
                 f"the model takes {wanted} numbers of proprioception with every frame: name where the environment tells "
-                "them, environment.proprio=KEY"
+                "them, environment.proprio=WHERE"
             )
         found = trial.arena.proprio()
         if found.size != wanted:

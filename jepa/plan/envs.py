@@ -61,7 +61,7 @@ class EnvConfig:
     extra: str = "env"  # the extra that installs what it needs, for messages
     kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment
     options: dict[str, Any] = field(default_factory=dict)  # of its reset
-    size: tuple[int, int] | None = None  # frames are resized to it, as the data set's were; null: as drawn
+    size: tuple[int, int] | None = None  # frames are resized to it; null: to that of the data set's, else as drawn
     start: list[CallConfig] = field(default_factory=list)  # put it into a state, with arrays of the start's frame
     goal: list[CallConfig] = field(default_factory=list)  # give it a goal, with arrays of the goal's frame
     own_goal: dict[str, str] = field(default_factory=dict)  # its own goal after a reset, by arrays; each as `success`
@@ -118,6 +118,7 @@ class Arena:
         self.info: Mapping[str, Any] = {}
         self.observation: Any = None
         self.choices, self.width, self.low, self.high = _actions(config.env, self.env)
+        self.size = config.size
         self._shape: tuple[int, ...] | None = None
 
     def close(self) -> None:
@@ -181,7 +182,7 @@ class Arena:
         if self._shape not in (None, frame.shape):
             raise DataError(f"it draws {_size(frame)} now, and drew {self._shape[1]} x {self._shape[0]} before")  # type: ignore[index]
         self._shape = frame.shape
-        return resized(frame, self.config.size)
+        return resized(frame, self.size)
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> Outcome:
         """One step with an action (a,), clipped to its bounds; for discrete actions one-hot or scores of the choices.

@@ -21,7 +21,8 @@ from jepa.plan.suite import PlanSuite
 from jepa.plan.trial import Trial
 
 PLANNER = "planner"
-_NOT_TASK = ("expert", "nothing", "proprio", "extra", "modules")  # of the environment: what a policy uses, not the task
+# of the environment: what a policy sees or uses, not the task
+_NOT_TASK = ("expert", "nothing", "proprio", "extra", "modules", "size")
 
 
 def task_of(suite: PlanSuite, origin: Origin) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def plan(
     try:
         space = ready.action_space(arenas.get(0), settings, model, origin)
         planner = Planner(model.to(place), run_config.data, settings, space, place)
-        ready.check_frames(arenas.get(0), found[0], settings)
+        arenas.size = ready.check_frames(arenas.get(0), found[0], settings)
         journal = Journal(out.with_name(f".{out.stem}.journal.jsonl"), made_of)
         who = [PLANNER, *(policy.name for policy in scripted(settings))]
         with _progress(progress) as bar:
@@ -168,10 +168,12 @@ class _Arenas:
 
     def __init__(self, suite: PlanSuite) -> None:
         self._suite, self._open = suite, dict[int, Arena]()
+        self.size = suite.environment.size  # of frames
 
     def get(self, i: int) -> Arena:
         if i not in self._open:
             self._open[i] = Arena(self._suite.environment)
+        self._open[i].size = self.size
         return self._open[i]
 
     def renew(self, trials: Sequence[Trial]) -> None:

@@ -68,7 +68,7 @@ class PlannerConfig:
         Raises:
             ConfigError: numbers that do not fit together.
         """
-        history = None if self.history == "all" else self.history or frames
+        history = None if self.history == "all" else frames if self.history is None else self.history
         return MPC(self.horizon, self.execute, history, self.warm, self.chunk, self.beyond_reach)
 
 
