@@ -14,7 +14,7 @@ from jepa.errors import ConfigError, DataError
 from jepa.methods.world import WorldModel
 from jepa.plan.envs import Arena
 from jepa.plan.space import ActionSpace
-from jepa.plan.starts import Origin, Problem
+from jepa.plan.starts import Origin, Problem, mean_difference
 from jepa.plan.suite import PlanSuite
 from jepa.plan.trial import Trial
 
@@ -139,6 +139,28 @@ def _check_look(arena: Arena, problem: Problem, suite: PlanSuite) -> None:
         raise ConfigError(
             f"{suite.environment.env}, put into the state of frame {problem.place['frame']} of episode "
             f"{problem.place['key']}, looks different from that frame: {trial.difference:.3f} of 1 on average, "
-            f"goals.tolerance={suite.goals.tolerance:g}. Check environment.start, kwargs and options, and the version of "
-            "the environment that the episodes were recorded with"
+            f"goals.tolerance={suite.goals.tolerance:g}. Check environment.start, kwargs and options, and the version "
+            "of the environment that the episodes were recorded with"
+        )
+
+
+def check_company(arenas: tuple[Arena, Arena], problem: Problem) -> None:
+    """Refuse environments that draw something else once there is another one in the process.
+
+    Raises:
+        ConfigError: saying what to set.
+    """
+    one, other = arenas
+    try:
+        one.begin(problem.reset, problem.start, None)
+        before = one.draw()
+        other.begin(problem.reset, problem.start, None)
+        other.draw()
+        after = one.draw()
+    except DataError:  # left to the trials
+        return
+    if mean_difference(before, after) > 0.01:
+        raise ConfigError(
+            f"{one.config.env} draws something else once there is another one in the process: set "
+            "environment.alone=true, and episodes are planned one at a time"
         )

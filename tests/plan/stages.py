@@ -12,12 +12,15 @@ from gymnasium import spaces
 class Line(gym.Env[np.ndarray, Any]):
     """A red dot on a line of 64 pixels, on a 64 x 64 picture; a step is up to 4 pixels."""
 
+    last: Any = None
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(
         self, render_mode: str = "rgb_array", raises_at: int | None = None, grows_at: int | None = None,
         bounded: bool = True, choices: int = 0, where: float = 20.0, height: int = 64, fragile: bool = False,
+        jealous: bool = False,
     ) -> None:  # fmt: skip
+        self.jealous = jealous  # draws noise once another one was drawn
         self.fragile = fragile  # raises in episodes that begin to the right of `where`
         self.render_mode, self.raises_at, self.grows_at, self.where, self.height = (
             render_mode, raises_at, grows_at, where, height,
@@ -48,6 +51,10 @@ class Line(gym.Env[np.ndarray, Any]):
         return self.place.copy(), -info["away"], info["won"], False, info
 
     def render(self) -> Any:
+        first, self.drawn = not getattr(self, "drawn", False), True
+        if self.jealous and not first and Line.last is not self:
+            return np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+        Line.last = self
         height = self.height + (self.steps if self.grows_at is not None and self.steps >= self.grows_at else 0)
         y, x = np.mgrid[:height, :64]
         dot = np.exp(-((x - self.place[0]) ** 2 + (y - self.place[1]) ** 2) / 18)

@@ -125,8 +125,15 @@ def test_an_environment_that_fails_on_the_way(folder: Path, tmp_path: Path) -> N
     assert f"counted as no success: planner {len(failed)}" in terminal.table(result).caption
     with pytest.raises(DataError, match="all 4 episodes failed. .*the motor is on fire"):
         go(folder, "environment.kwargs={raises_at: 3}", out=tmp_path / "b.json")
-    with pytest.raises(DataError, match="64 x 6. now, and drew 64 x 64 before"):
+    with pytest.raises(DataError, match="64 x 6. pixels now, and 64 x 64 before"):
         go(folder, "environment.kwargs={grows_at: 2}", out=tmp_path / "c.json")
+
+
+def test_environments_that_disturb_each_other(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="environment.alone=true"):
+        go(folder, "environment.kwargs={jealous: true}", out=tmp_path / "a.json")
+    alone = go(folder, "environment.kwargs={jealous: true}", "environment.alone=true", out=tmp_path / "a.json")
+    assert rows(alone)["planner"]["value"] == 1.0 and rows(alone)["planner"]["planning"]["rows_per_plan"] == 1
 
 
 def test_choices(tmp_path: Path) -> None:
