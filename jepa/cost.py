@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jepa.config import RunConfig
 from jepa.data import Batch
 from jepa.methods import base
+from jepa.methods.world import WorldModel
 
 _DRAWS = 2  # block sizes differ from step to step, so a few steps are counted
 
@@ -48,7 +49,10 @@ def _source_flops(method: base.Method, seed: int, size: tuple[int, ...], source:
     """Operations for one sample of one source."""
     x = torch.empty(2, 3, *size, device="meta")
     nothing = torch.empty(2, dtype=torch.int64)
-    batch = Batch(x, nothing, nothing, nothing, source=source)
+    steps = None
+    if isinstance(method, WorldModel):
+        steps = {name: torch.empty(2, *shape, device="meta") for name, shape in method.needs().items()}
+    batch = Batch(x, nothing, nothing, nothing, source=source, steps=steps)
     sampler = method.sampler(seed, size)
     counts = []
     for step in range(_DRAWS if sampler is not None else 1):

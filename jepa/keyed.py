@@ -38,7 +38,8 @@ def philox4x32(counter: tuple[npt.NDArray[np.uint64], ...], key: tuple[int, int]
 
 
 @lru_cache(maxsize=1024)
-def _key(stream: str, seed: int) -> tuple[int, int]:
+def key(stream: str, seed: int) -> tuple[int, int]:
+    """The two words of Philox's key for a stream and a seed."""
     digest = hashlib.blake2b(f"{stream}\x00{seed}".encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
@@ -48,7 +49,7 @@ def words(stream: str, seed: int, index: Index, count: int, *, sub: Index = 0) -
     flat = np.asarray(index, dtype=np.uint64).reshape(-1, 1)
     sub_flat = np.asarray(sub, dtype=np.uint64).reshape(-1, 1)
     block = np.arange(-(-count // 4), dtype=np.uint64).reshape(1, -1)
-    parts = philox4x32((block, sub_flat, flat & _LOW, flat >> _SHIFT), _key(stream, seed))
+    parts = philox4x32((block, sub_flat, flat & _LOW, flat >> _SHIFT), key(stream, seed))
     return np.stack(parts, axis=-1).reshape(len(flat), -1)[:, :count]
 
 

@@ -264,6 +264,7 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     # of the sizes that the weights to load were last used at: their tables of positions are of those
     made_for = plan.after(int(state["step"])).config if state else plan.config
     method = checkpoint.create(made_for).to(plan.dtype).train()
+    method.seed = plan.config.seed
     method.expect([base.kind_of(source.data.config.size) for source in plan.stages[0].sources])
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)

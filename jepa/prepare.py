@@ -18,7 +18,8 @@ from jepa.config import MAIN_PHASE, RunConfig
 from jepa.data import TrainData, mix
 from jepa.errors import ConfigError, JepaError
 from jepa.methods import base
-from jepa.phases import Phase
+from jepa.methods.world import WorldModel
+from jepa.phases import MAIN, Phase
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,33 @@ def _check_method(config: RunConfig, sources: list[mix.Stream]) -> None:
                 f"method {config.method['name']!r} trains on {' and '.join(cls.inputs)}s, {source.name} holds "
                 f"{base.kind_of(size)}s"
             )
+    for source in sources:
+        _check_steps(config.method["name"], method, source)
     method.expect([base.kind_of(size) for size in sizes])
     optim.param_groups(method)
     for source, size in zip(sources, sizes, strict=True):
         sampler = method.sampler(source.seed, size)
         if sampler is not None:
             sampler(0, np.arange(2, dtype=np.int64))
+
+
+def _check_steps(name: str, method: base.Method, source: mix.Stream) -> None:
+    """Whether the arrays of episodes are there for a method that trains on them, and not asked for in vain."""
+    where = "data" if source.name == MAIN else f"mix.{source.name}"
+    steps = source.data.config.steps
+    if steps is None or not isinstance(method, WorldModel):
+        if method.episodes:
+            raise ConfigError(
+                f"method {name!r} trains on episodes: set {where}.steps, e.g. {where}.steps={{action: action}}, and "
+                "build a data set that has actions (docs/episodes.md)"
+            )
+        if steps is not None:
+            raise ConfigError(f"method {name!r} does not look at actions. Leave {where}.steps out")
+        return
+    read = {"action", *(["proprio"] if steps.proprio else []), *steps.also}
+    missing = sorted(method.needs().keys() - read)
+    if missing:
+        raise ConfigError(f"method {name!r} needs {', '.join(missing)} of every window: add to {where}.steps.also")
 
 
 def _check_change(run: RunConfig, config: RunConfig) -> None:

@@ -877,4 +877,86 @@ PROBES = (
     ),
 )
 
-MUTANTS = (*DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES)
+SOLVE, AGENT, GOOD = "plan/test_solvers.py::", "plan/test_agent.py::", "plan/test_objective.py::"
+
+PLANNING = (
+    one(
+        "cem: the worst are the elites",
+        "plan/solvers/base.py",
+        "values.topk(count, dim=1, largest=False)",
+        "values.topk(count, dim=1, largest=True)",
+        SOLVE + "test_bowl",
+    ),
+    one(
+        "solvers: a row's noise does not depend on its key",
+        "plan/solvers/base.py",
+        'repr(("plan", seed, tuple(map(int, key))))',
+        'repr(("plan", seed))',
+        SOLVE + "test_equal_keys_and_others",
+    ),
+    one(
+        "solvers: NaN is the best cost",
+        "plan/solvers/base.py",
+        "return values.nan_to_num(nan=torch.inf",
+        "return values.nan_to_num(nan=-torch.inf",
+        SOLVE + "test_nan_is_never_chosen",
+    ),
+    one(
+        "icem: no elites come back to warm rows",
+        "plan/solvers/icem.py",
+        "torch.where(start.warm[:, None, None, None], back, z[:, :old])",
+        "z[:, :old]",
+        SOLVE + "test_elites_of_icem_come_back",
+    ),
+    one(
+        "icem: cold rows get the fill as elites",
+        "plan/solvers/icem.py",
+        "torch.where(start.warm[:, None, None, None], back, z[:, :old])",
+        "back",
+        SOLVE + "test_rows_with_and_without_a_plan_before",
+    ),
+    one(
+        "mppi: the worst weigh most",
+        "plan/solvers/mppi.py",
+        "torch.softmax(-(values",
+        "torch.softmax((values",
+        "plan/test_reference.py::test_mppi_is_the_same",
+    ),
+    one(
+        "agent: nothing of the plan is carried on",
+        "plan/agent.py",
+        "if self.mpc.warm and self.mpc.execute < self.mpc.horizon else None",
+        "if False else None",
+        AGENT + "test_warm_starts_save_iterations",
+    ),
+    one(
+        "agent: history at every step of the environment",
+        "plan/agent.py",
+        "if len(row.taken) % self.space.stride == 0]",
+        "if True]",
+        AGENT + "test_history_at_the_frame_skip",
+    ),
+    one(
+        "objective: growth counts backwards",
+        "plan/objective.py",
+        "self.config.growth ** torch.arange(values.shape[-1]",
+        "self.config.growth ** -torch.arange(values.shape[-1]",
+        GOOD + "test_steps",
+    ),
+    one(
+        "objective: the reward of a later step is worth more",
+        "plan/objective.py",
+        "self.config.discount ** torch.arange(rewards",
+        "self.config.discount ** -torch.arange(rewards",
+        GOOD + "test_other_terms",
+    ),
+    one(
+        "actions: outside the bounds",
+        "plan/space.py",
+        "return self.clip(z * self.scale + self.centre)",
+        "return z * self.scale + self.centre",
+        "plan/test_space.py::test_units_are_those_of_the_data",
+    ),
+)
+
+MUTANTS = (*DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *PLANNING)

@@ -60,9 +60,11 @@ class Method(nn.Module):
     Config: ClassVar[type]
     inputs: ClassVar[tuple[str, ...]] = ("image",)  # kinds of input it trains on: image, clip
     couples_samples: ClassVar[bool] = False  # the loss mixes samples (SIGReg, VICReg): gathered, never accumulated
+    episodes: ClassVar[bool] = False  # clips come with the arrays of `data.steps`: see jepa.methods.world
 
     phased: ClassVar[tuple[str, ...]] = ()  # keys of Config that are read anew in each step: phases may change them
     gated: ClassVar[bool] = False  # `after_step` takes `keep`
+    seed: int = 0  # the run's, set before training: for noise that is keyed by it and by the step or sample number
 
     def __init__(self, config: Any, size: tuple[int, ...]) -> None:
         """`size`: of the main source, (H, W) for images and (T, H, W) for clips of T frames."""

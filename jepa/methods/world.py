@@ -95,7 +95,9 @@ class Scale(nn.Module):
 class WorldModel(Method):
     """Base class of world models. Their Config has a field ``space: Space``."""
 
-    inputs: ClassVar[tuple[str, ...]] = ("episode",)
+    inputs: ClassVar[tuple[str, ...]] = ("clip",)
+    episodes: ClassVar[bool] = True
+    config: Any
     reach: int | None = None  # most steps that `imagine` was made for; None: any
 
     def __init__(self, config: Any, size: tuple[int, ...]) -> None:
@@ -108,6 +110,12 @@ class WorldModel(Method):
         """Sizes of actions and proprioception."""
         found: Space = self.config.space
         return found
+
+    def needs(self) -> dict[str, tuple[int, ...]]:
+        """Arrays that `forward` reads of each window, by name, and their shapes; a reward head adds its own."""
+        frames = self.size[0]
+        found: dict[str, tuple[int, ...]] = {"action": (frames - 1, self.space.action)}
+        return found | ({"proprio": (frames, self.space.proprio)} if self.space.proprio else {})
 
     def window(self, x: Tensor, batch: Batch | None) -> History:
         """The window that a training step gets: x (B, 3, T, H, W) and the batch's arrays."""

@@ -167,6 +167,8 @@ class Monitor:
 
     def _loss_ratio(self, method: Method, step: int) -> float | None:
         """Loss over the loss of predicting the batch mean, on fixed images and masks; None if the method has none."""
+        if method.episodes:  # their floor is copying the last frame, see jepa rollout
+            return None
         size = self.config.train
         total = size.duration.to_steps(size.batch, len(self.bank.split if self.bank else self.queries.split))
         schedule = {k: torch.tensor(v, device=self.device) for k, v in method.schedule(step, max(total, 1)).items()}

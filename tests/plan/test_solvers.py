@@ -118,6 +118,12 @@ def test_a_row_depends_on_its_key_alone(name: str) -> None:
     assert not torch.equal(one.actions, other.actions)
 
 
+def test_equal_keys_and_others() -> None:
+    drawn = Noise(0, [(1, 0), (1, 1), (2, 0), (1, 0)]).normal(4)
+    assert torch.equal(drawn[0], drawn[3]) and not torch.equal(Noise(1, [(1, 0)]).normal(4)[0], drawn[0])
+    assert len({tuple(row.tolist()) for row in drawn}) == 3
+
+
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_rows_with_and_without_a_plan_before(name: str) -> None:
     space = ActionSpace.choices(3) if name == "categorical" else WIDE

@@ -1,0 +1,227 @@
+"""A causal transformer over frames that are one vector each, told of actions by AdaLN-zero, and its fast roll-out.
+
+The predictor of LeWorldModel (Maes et al., arXiv 2603.19312); layers are laid out as in stable-worldmodel's, so that
+its weights map onto these one by one (`jepa.export.lewm`).
+
+Shapes: B batch, S plans, R = B * S rows, T frames seen, H steps to imagine, n new and p past tokens, D latent width,
+W width of the transformer, h heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa.errors import ConfigError
+
+Past = tuple[Tensor, Tensor]  # keys and values (R, h, p, d) of one block
+
+
+@dataclass(frozen=True)
+class CausalConfig:
+    """The predictor's size."""
+
+    depth: int = 6  # blocks
+    width: int = 192  # of its tokens
+    heads: int = 16  # attention heads
+    head_width: int = 64  # of each head; heads times this need not be the width
+    hidden: int = 2048  # width inside the MLPs
+    dropout: float = 0.1  # in training, of attention, of both branches, and of the input
+
+    def __post_init__(self) -> None:
+        if min(self.depth, self.width, self.heads, self.head_width, self.hidden) < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"depth={self.depth}, width={self.width}, heads={self.heads}, head_width={self.head_width}, "
+                f"hidden={self.hidden} must be at least 1 and dropout={self.dropout:g} in [0, 1)"
+            )
+
+
+class CausalAttention(nn.Module):
+    """Pre-normed self-attention of new tokens to themselves and to past ones."""
+
+    def __init__(self, config: CausalConfig) -> None:
+        super().__init__()
+        inner = config.heads * config.head_width
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * inner, bias=False)
+        self.proj = nn.Linear(inner, config.width)
+
+    def forward(
+        self, x: Tensor, past: Past | None = None, mask: Tensor | None = None, last: bool = False
+    ) -> tuple[Tensor, Past]:
+        """(R, n, W) to (R, n, W), or (R, 1, W) of the last token only; and keys and values with the new ones.
+
+        Args:
+            mask: (n, p + n) true where a token may look; None: at all past ones and the new ones up to itself.
+        """
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (R, h, n, d) each
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        if last:
+            q, mask = q[:, :, -1:], None
+        elif mask is None and q.shape[2] > 1 and past is not None:
+            mask = causal(q.shape[2], k.shape[2], q.device)
+        dropout = self.dropout if self.training else 0.0
+        whole = mask is None and q.shape[2] > 1
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=whole)
+        mixed = self.proj(mixed.transpose(1, 2).flatten(2))
+        return F.dropout(mixed, self.dropout, self.training), (k, v)
+
+
+class AdaLNBlock(nn.Module):
+    """x + gate * attention(modulated norm of x), then the same with an MLP; all six from the condition, zero at first.
+
+    Peebles, Xie, "Scalable diffusion models with transformers" (DiT), arXiv 2212.09748, section 3.2.
+    """
+
+    def __init__(self, config: CausalConfig) -> None:
+        super().__init__()
+        self.width, self.dropout = config.width, config.dropout
+        self.attn = CausalAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.fc1 = nn.Linear(config.width, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, config.width)
+        self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.activation_checkpointing = False
+
+    def forward(
+        self, x: Tensor, told: Tensor, past: Past | None = None, mask: Tensor | None = None, last: bool = False
+    ) -> tuple[Tensor, Past]:
+        """(R, n, W) and `told` = `modulation(silu(c))` (R, n, 6 W); the rest as for `CausalAttention`."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = told.chunk(6, dim=-1)
+        mixed, past = self.attn(self._norm(x, shift, scale), past, mask, last)
+        if last:
+            x, gate, mlp_shift, mlp_scale, mlp_gate = (t[:, -1:] for t in (x, gate, mlp_shift, mlp_scale, mlp_gate))
+        x = x + gate * mixed
+        hidden = F.gelu(self.fc1(self.mlp_norm(self._norm(x, mlp_shift, mlp_scale))))
+        out = self.fc2(F.dropout(hidden, self.dropout, self.training))
+        return x + mlp_gate * F.dropout(out, self.dropout, self.training), past
+
+    def _norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.width,), eps=1e-6) * (1 + scale) + shift
+
+
+class CausalPredictor(nn.Module):
+    """Latents and actions up to a frame to what tells the latent of the next frame."""
+
+    def __init__(self, config: CausalConfig, latent: int, window: int) -> None:
+        """`latent`: D; `window`: most frames that it looks back at, for which it has positions."""
+        super().__init__()
+        self.config, self.window = config, window
+        self.positions = nn.Parameter(torch.randn(1, window, latent))
+        same = latent == config.width
+        self.latent_in = nn.Identity() if same else nn.Linear(latent, config.width)
+        self.action_in = nn.Identity() if same else nn.Linear(latent, config.width)
+        self.blocks = nn.ModuleList(AdaLNBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.latent_out = nn.Identity() if same else nn.Linear(config.width, latent)
+        for block in self.blocks:
+            assert isinstance(block, AdaLNBlock)
+            nn.init.zeros_(block.modulation.weight)
+            nn.init.zeros_(block.modulation.bias)
+
+    def forward(self, z: Tensor, actions: Tensor, mask: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """Latents (B, T, D) with embedded actions (B, T, D), the one at t taken in frame t, to (B, T, D).
+
+        Args:
+            mask, at: for tokens that are not one frame after the other: who looks at whom (T, T), and the place of
+                each (T,).
+        """
+        places = self.positions[:, : z.shape[1]] if at is None else self.positions[:, at]
+        x = self.latent_in(F.dropout(z + places, self.config.dropout, self.training))
+        for block, told in zip(self.blocks, self.told(actions), strict=True):
+            x, _ = block(x, told, None, mask)
+        return self._out(x)
+
+    def told(self, actions: Tensor) -> list[Tensor]:
+        """What each block is told of embedded actions (..., D): (..., 6 W). It does not depend on where they stand."""
+        condition = F.silu(self.action_in(actions))
+        blocks = [block for block in self.blocks if isinstance(block, AdaLNBlock)]
+        return [block.modulation(condition) for block in blocks]
+
+    def roll(self, z: Tensor, known: Tensor, plans: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """Imagine: each prediction, after `finish` (.., D), is the next frame's latent.
+
+        As running `forward` on the newest `window` frames in every step, but: what frames seen and actions known make
+        of keys and values is shared by all plans; while the window fills up they are kept from step to step; what
+        actions tell is worked out once; and of the last block only the token that predicts is.
+
+        Args:
+            z: latents seen (B, T, D).
+            known: embedded actions between them (B, T - 1, D).
+            plans: embedded actions to try (B, S, H, D).
+
+        Returns:
+            (B, S, H, D).
+        """
+        batch, count, steps, _ = plans.shape
+        told_known, told_plans = self.told(known), self.told(plans.flatten(0, 1))
+        seen = z.shape[1] - 1  # tokens whose action is known
+        frames = z[:, -1].repeat_interleave(count, dim=0).unsqueeze(1)  # (R, 1 + imagined, D)
+        past: list[Past] | None = None
+        start = -1
+        for step in range(steps):
+            first = max(0, seen + step + 1 - self.window)  # frame at place 0
+            begin = max(0, first - seen)  # first of the plans' tokens in the window
+            if first != start:
+                shared = self._shared(z[:, first:seen], [t[:, first:] for t in told_known])
+                past = None if shared is None else [_repeat(pair, count) for pair in shared]
+                start = first
+            else:
+                begin = step  # those before are in `past`
+            tokens, place = frames[:, begin:], seen + begin - first
+            x = self.latent_in(tokens + self.positions[:, place : place + tokens.shape[1]])
+            x, past = self._through(x, [t[:, begin : step + 1] for t in told_plans], past)
+            frames = torch.cat([frames, finish(self._out(x))], dim=1)
+        return frames[:, 1:].view(batch, count, steps, -1)
+
+    def _shared(self, z: Tensor, told: list[Tensor]) -> list[Past] | None:
+        """Keys and values of the window's tokens that do not depend on a plan."""
+        if not z.shape[1]:
+            return None
+        return self._through(self.latent_in(z + self.positions[:, : z.shape[1]]), told, None)[1]
+
+    def _through(self, x: Tensor, told: list[Tensor], past: list[Past] | None) -> tuple[Tensor, list[Past]]:
+        """New tokens (R, n, W) through all blocks: the last one's output (R, 1, W), and keys and values."""
+        kept: list[Past] = []
+        for number, block in enumerate(self.blocks):
+            last = number == len(self.blocks) - 1
+            x, pair = block(x, told[number], None if past is None else past[number], None, last)
+            kept.append(pair)
+        return x, kept
+
+    def _out(self, x: Tensor) -> Tensor:
+        out: Tensor = self.latent_out(self.norm(x))
+        return out
+
+
+class ActionEncoder(nn.Module):
+    """Actions (..., A) to (..., D): a linear map to few numbers, then an MLP."""
+
+    def __init__(self, actions: int, width: int, narrow: int = 10) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(actions, narrow)
+        self.fc1 = nn.Linear(narrow, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(..., A) to (..., D)."""
+        out: Tensor = self.fc2(F.silu(self.fc1(self.narrow(actions))))
+        return out
+
+
+def causal(new: int, total: int, device: torch.device) -> Tensor:
+    """Who looks at whom, (new, total): all before the new tokens, and of those each up to itself."""
+    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
+
+
+def _repeat(pair: Past, count: int) -> Past:
+    return pair[0].repeat_interleave(count, dim=0), pair[1].repeat_interleave(count, dim=0)
+
+
+__all__ = ["ActionEncoder", "AdaLNBlock", "CausalConfig", "CausalPredictor", "causal"]
