@@ -153,8 +153,8 @@ def _places(split: Split, offset: int, count: int, seed: int, where: str, steps:
         longest = int(lengths.max(initial=0))
         raise ConfigError(
             f"{where} has {total} starts with a goal {offset * steps} environment steps later, episodes={count} are "
-            f"asked for. Its {len(lengths)} episodes have up to {max(longest - 1, 0) * steps} steps: lower goals.offset "
-            "or episodes, or build more or longer held-out episodes"
+            f"asked for. Its {len(lengths)} episodes have up to {max(longest - 1, 0) * steps} steps: lower goals.offset"
+            " or episodes, or build more or longer held-out episodes"
         )
     drawn = np.sort(keyed.generator("plan.starts", seed).choice(total, count, replace=False))
     ends = np.cumsum(rooms)
