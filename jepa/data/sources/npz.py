@@ -1,6 +1,6 @@
 """Folders of .npz files, one for an episode: an array of frames, and arrays of numbers beside it.
 
-    PATH/*.npz, or PATH/train/*.npz, PATH/val/*.npz ...
+    PATH/*.npz, also in folders below; or PATH/train/*.npz, PATH/val/*.npz, PATH/test/*.npz, which are the splits
 
     np.savez("episode.npz", frames=uint8 (T, H, W, 3), action=(T - 1, A) or (T, A), state=(T, S), ...)
 
@@ -23,7 +23,7 @@ from jepa.data.sources import recorded
 from jepa.data.sources.base import Sample, Source, hashed
 from jepa.errors import ConfigError, DataError
 
-_USUAL = {"valid": "val", "validation": "val"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def open_source(config: Config) -> Source:
     if not config.path:
         raise ConfigError("source.path is empty: say where the files are, e.g. source.path=/my/episodes")
     root = Path(config.path).expanduser()
-    splits = {_USUAL.get(p.name, p.name): sorted(p.glob("*.npz")) for p in sorted(root.glob("*")) if p.is_dir()}
-    files = {name: found for name, found in splits.items() if found} or {"": sorted(root.glob("*.npz"))}
+    splits = {ours: sorted((root / name).rglob("*.npz")) for name, ours in _SPLITS.items() if (root / name).is_dir()}
+    files = {name: found for name, found in splits.items() if found} or {"": sorted(root.rglob("*.npz"))}
     if not any(files.values()):
-        raise DataError(f"{root} has no .npz files, nor folders of them")
+        raise DataError(f"{root} has no .npz files, nor have the folders in it")
     where, arrays = _look([path for found in files.values() for path in found], config)
     tasks = {name: [path.relative_to(root).as_posix() for path in found] for name, found in files.items()}
     return Source(dict(tasks), Maker(root, config, where), [], arrays=arrays, at_once=1)
