@@ -877,4 +877,84 @@ PROBES = (
     ),
 )
 
-MUTANTS = (*DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES)
+EPISODES = (
+    one(
+        "steps: actions of a window begin one step late",
+        "data/steps.py",
+        "part = values[start : start + wanted]",
+        "part = values[start + 1 : start + 1 + wanted]",
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "steps: arrays of frames ignore the stride",
+        "data/steps.py",
+        "start + self.stride * np.arange(self.frames)",
+        "start + np.arange(self.frames)",
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "steps: statistics of a chunk are repeated number by number instead of step by step",
+        "data/steps.py",
+        "return np.tile(array.mean, times), np.tile(array.std, times)",
+        "return np.repeat(array.mean, times), np.repeat(array.std, times)",
+        "data/test_steps.py::test_choices_are_one_hot",
+    ),
+    one(
+        "episode: the last action goes on where zeros are asked for",
+        "data/episode.py",
+        'if given.pad == "last" and len(values)',
+        "if len(values)",
+        "data/test_steps.py::test_a_window_longer_than_its_episode_holds_the_end",
+    ),
+    one(
+        "episode: rewards of a chunk are not summed",
+        "data/episode.py",
+        'parts.any(1) if given.chunk == "any" else parts.sum(1)',
+        'parts.any(1) if given.chunk == "any" else parts[:, -1]',
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "arrays: a pair of parts is joined without the distance of their means",
+        "data/arrays.py",
+        " + away**2 * self.count * len(rows) / total",
+        "",
+        "data/test_arrays.py::test_statistics_in_parts_are_those_of_everything",
+    ),
+    one(
+        "arrays: NaN passes",
+        "data/arrays.py",
+        'if values.dtype.kind == "f" and not np.isfinite(values).all():',
+        "if False:",
+        "data/envs/test_rollouts.py::test_actions_that_are_nan",
+    ),
+    one(
+        "assemble: held-out episodes count in the statistics",
+        "data/assemble.py",
+        'for part in pieces.get("train", []):',
+        "for part in [part for parts in pieces.values() for part in parts]:",
+        "data/envs/test_rollouts.py::test_the_manifest_says_what_the_arrays_are",
+    ),
+    one(
+        "rollouts: all splits get the same episodes",
+        "data/sources/rollouts.py",
+        "number = _SPLIT * list(c.episodes).index(split) + episode",
+        "number = episode",
+        "data/envs/test_rollouts.py::test_episodes_of_different_splits_differ",
+    ),
+    one(
+        "swm: rewards stay with the frame that they came with",
+        "data/sources/swm.py",
+        "arrays |= {name: arrays[name][1:] for name in late}",
+        "arrays |= {name: arrays[name][:-1] for name in late}",
+        "data/test_recorded.py::test_stable_worldmodel_hdf5",
+    ),
+    one(
+        "lerobot: rows of an episode in the order of the file",
+        "data/sources/lerobot.py",
+        'table = table.sort_by("frame_index")',
+        "pass",
+        "data/test_lerobot.py::test_actions_and_states_come_with_their_frames",
+    ),
+)
+
+MUTANTS = (*DATA, *DECODING, *EPISODES, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES)
