@@ -959,4 +959,169 @@ PLANNING = (
     ),
 )
 
-MUTANTS = (*DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *PLANNING)
+
+EPISODES = (
+    one(
+        "steps: actions of a window begin one step late",
+        "data/steps.py",
+        "part = values[start : start + wanted]",
+        "part = values[start + 1 : start + 1 + wanted]",
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "steps: arrays of frames ignore the stride",
+        "data/steps.py",
+        "start + self.stride * np.arange(self.frames)",
+        "start + np.arange(self.frames)",
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "steps: statistics of a chunk are repeated number by number instead of step by step",
+        "data/steps.py",
+        "return np.tile(array.mean, times), np.tile(array.std, times)",
+        "return np.repeat(array.mean, times), np.repeat(array.std, times)",
+        "data/test_steps.py::test_choices_are_one_hot",
+    ),
+    one(
+        "episode: the last action goes on where zeros are asked for",
+        "data/episode.py",
+        'if given.pad == "last" and len(values)',
+        "if len(values)",
+        "data/test_steps.py::test_a_window_longer_than_its_episode_holds_the_end",
+    ),
+    one(
+        "episode: rewards of a chunk are not summed",
+        "data/episode.py",
+        'parts.any(1) if given.chunk == "any" else parts.sum(1)',
+        'parts.any(1) if given.chunk == "any" else parts[:, -1]',
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "arrays: a pair of parts is joined without the distance of their means",
+        "data/arrays.py",
+        " + away**2 * self.count * len(rows) / total",
+        "",
+        "data/test_arrays.py::test_statistics_in_parts_are_those_of_everything",
+    ),
+    one(
+        "arrays: NaN passes",
+        "data/arrays.py",
+        'if values.dtype.kind == "f" and not np.isfinite(values).all():',
+        "if False:",
+        "data/envs/test_rollouts.py::test_actions_that_are_nan",
+    ),
+    one(
+        "assemble: held-out episodes count in the statistics",
+        "data/assemble.py",
+        'for part in pieces.get("train", []):',
+        "for part in [part for parts in pieces.values() for part in parts]:",
+        "data/envs/test_rollouts.py::test_the_manifest_says_what_the_arrays_are",
+    ),
+    one(
+        "rollouts: all splits get the same episodes",
+        "data/sources/rollouts.py",
+        "number = _SPLIT * list(c.episodes).index(split) + episode",
+        "number = episode",
+        "data/envs/test_rollouts.py::test_episodes_of_different_splits_differ",
+    ),
+    one(
+        "swm: rewards stay with the frame that they came with",
+        "data/sources/swm.py",
+        "arrays |= {name: arrays[name][1:] for name in late}",
+        "arrays |= {name: arrays[name][:-1] for name in late}",
+        "data/test_recorded.py::test_stable_worldmodel_hdf5",
+    ),
+    one(
+        "lerobot: rows of an episode in the order of the file",
+        "data/sources/lerobot.py",
+        'table = table.sort_by("frame_index")',
+        "pass",
+        "data/test_lerobot.py::test_actions_and_states_come_with_their_frames",
+    ),
+)
+
+PLANS, RULES, SWM = "plan/test_run.py::", "plan/test_protocol.py::", "plan/test_swm.py::"
+
+EVALUATING = (
+    one(
+        "wilson: the continuity term is missing",
+        "plan/protocol.py",
+        "share * (1 - share) / n + z * z / (4 * n * n)",
+        "share * (1 - share) / n",
+        RULES + "test_wilson_is_scipys",
+    ),
+    one(
+        "protocol: a table of two tasks",
+        "plan/protocol.py",
+        'if (other["protocol"], other["fingerprint"]) != (first["protocol"], first["fingerprint"]):',
+        "if False:",
+        RULES + "test_other_tasks_are_refused",
+    ),
+    one(
+        "starts: episodes that were trained on",
+        "plan/starts.py",
+        'if goals.split in ("train", data.split):',
+        "if False:",
+        PLANS + "test_episodes_that_do_not_fit",
+    ),
+    one(
+        "starts: the last start of an episode is never drawn",
+        "plan/starts.py",
+        "np.maximum(lengths - offset, 0)",
+        "np.maximum(lengths - offset - 1, 0)",
+        PLANS + "test_starts_are_drawn_evenly_and_all_of_them_at_most",
+    ),
+    one(
+        "starts: the picture of the start is a frame late",
+        "plan/starts.py",
+        "frames[at].permute(1, 2, 0).contiguous().numpy() for at in (frame, frame + offset)",
+        "frames[at].permute(1, 2, 0).contiguous().numpy() for at in (frame + 1, frame + offset)",
+        "plan/test_run.py::test_goals_of_held_out_episodes",
+    ),
+    one(
+        "trial: an environment that failed has succeeded",
+        "plan/trial.py",
+        "self.error, self.ended, self.success = str(error), True, False",
+        "self.error, self.ended, self.success = str(error), True, True",
+        PLANS + "test_an_environment_that_fails_on_the_way",
+    ),
+    one(
+        "trial: a step beyond the budget",
+        "plan/trial.py",
+        "return self.ended or self.steps >= self.budget",
+        "return self.ended or self.steps > self.budget",
+        PLANS + "test_plans_reach_goals_and_the_file_says_how",
+    ),
+    one(
+        "planner: plans depend on what is planned beside",
+        "plan/act.py",
+        "keys=[p.index for p in problems]",
+        "keys=list(range(len(problems)))",
+        PLANS + "test_what_is_planned_depends_on_the_seed_alone",
+    ),
+    one(
+        "journal: finished episodes are planned again",
+        "plan/run.py",
+        "[p for p in found if (PLANNER, p.number) not in journal.trials]",
+        "list(found)",
+        PLANS + "test_an_interrupted_run_goes_on",
+    ),
+    one(
+        "swm: candidates are taken for actions of the environment",
+        "plan/swm.py",
+        "self.model.action_scale.back(action_candidates.to(self._device))",
+        "action_candidates.to(self._device)",
+        SWM + "test_candidates_are_in_the_units_of_the_model",
+    ),
+    one(
+        "swm: the encoding of another frame is taken",
+        "plan/swm.py",
+        "and all(map(_equal, parts, self._last[0]))",
+        "and True",
+        SWM + "test_one_encoding_for_equal_infos_and_gradients",
+    ),
+)
+
+MUTANTS = (
+    *DATA, *DECODING, *EPISODES, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *PLANNING, *EVALUATING
+)  # fmt: skip

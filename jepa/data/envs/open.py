@@ -48,6 +48,7 @@ def open_env(name: str, modules: Sequence[str] = (), kwargs: Mapping[str, Any] |
             raise ConfigError(f"source.modules: {module} cannot be imported ({error}). Install {hint}") from None
     if "ale_py" in sys.modules:
         atari.silence()
+    warnings.filterwarnings("ignore", ".*Casting input x to numpy array")  # of environments that give tensors or lists
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unknown render modes and old versions: checked below, or the user's
