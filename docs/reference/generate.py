@@ -23,6 +23,8 @@ import yaml
 from jepa import config
 from jepa.data import recipe, sources
 from jepa.methods import base
+from jepa.plan import solvers
+from jepa.plan import suite as planning
 from jepa.probe import suite
 
 OUT = Path(__file__).with_name("config.md")
@@ -45,6 +47,9 @@ def render() -> str:
         options = importlib.import_module(f"jepa.data.sources.{kind}").Config
         parts += _tables(f"Source `kind: {kind}`", "source", options)
     parts += _tables("Probe suite (`eval/*.yaml`)", "", suite.Suite)
+    parts += _tables("Planning suite (`eval/*.yaml`)", "", planning.PlanSuite)
+    for name, solver in solvers.SOLVERS.items():
+        parts += _tables(f"Solver `name: {name}`", "planner.solver", solver.Config)
     return "\n".join(parts)
 
 

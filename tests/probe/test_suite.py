@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa import resources
+from jepa import config, resources
 from jepa.errors import ConfigError
 from jepa.probe.attentive import AttentiveConfig
 from jepa.probe.linear import LinearConfig
@@ -23,7 +23,10 @@ BENCHMARKS = (
 )  # of token probes, on others' data
 
 
-@pytest.mark.parametrize("name", resources.names("eval"))
+PROBES = [name for name in resources.names("eval") if "probes" in config.read(resources.find("eval", name), "eval")]
+
+
+@pytest.mark.parametrize("name", PROBES)
 def test_shipped_suites_load(name):
     suite = load_suite(name)
     assert suite.name == name and suite.protocol == "1"
