@@ -24,6 +24,7 @@ from jepa import config
 from jepa.data import recipe, sources
 from jepa.methods import base
 from jepa.probe import suite
+from jepa.rollout.suite import RolloutSuite
 
 OUT = Path(__file__).with_name("config.md")
 HEAD = """\
@@ -45,6 +46,7 @@ def render() -> str:
         options = importlib.import_module(f"jepa.data.sources.{kind}").Config
         parts += _tables(f"Source `kind: {kind}`", "source", options)
     parts += _tables("Probe suite (`eval/*.yaml`)", "", suite.Suite)
+    parts += _tables("Roll-out suite (`eval/*-rollout.yaml`)", "", RolloutSuite)
     return "\n".join(parts)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa import resources
+from jepa import config, resources
 from jepa.errors import ConfigError
 from jepa.probe.attentive import AttentiveConfig
 from jepa.probe.linear import LinearConfig
@@ -23,7 +23,10 @@ BENCHMARKS = (
 )  # of token probes, on others' data
 
 
-@pytest.mark.parametrize("name", resources.names("eval"))
+SUITES = [n for n in resources.names("eval") if "probes" in config.read_yaml(resources.find("eval", n))]
+
+
+@pytest.mark.parametrize("name", SUITES)
 def test_shipped_suites_load(name):
     suite = load_suite(name)
     assert suite.name == name and suite.protocol == "1"
@@ -37,6 +40,8 @@ def test_shipped_suites_load(name):
         assert suite.baselines.random >= 1 and suite.probes.anticipation.predictor
     elif suite.probes.state:
         assert suite.baselines.random >= 1 and suite.features.clips is not None
+    elif suite.probes.frames:
+        assert suite.baselines.random >= 1 and suite.published
     else:
         assert suite.probes.linear is not None and len(suite.probes.linear.heads()) in (4, 12, 24)
         assert suite.baselines.random >= 1
