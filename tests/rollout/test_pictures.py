@@ -39,7 +39,9 @@ def test_a_decoder_learns_where_the_dot_is() -> None:
     assert error < 0.7 * float(blind)
 
 
-@pytest.mark.parametrize(("tokens", "width", "square"), [(1, 8, False), (16, 8, True), (17, 8, False), (17, 2048, False)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "square"), [(1, 8, False), (16, 8, True), (17, 8, False), (17, 2048, False)]
+)
 def test_a_square_of_tokens_begins_as_that_square(tokens: int, width: int, square: bool) -> None:
     decoder = Decoder(tokens, width, (48, 96), PicturesConfig(size=32, width=16))
     assert decoder.square == square and decoder.pooled == (width == 2048)
@@ -56,7 +58,9 @@ def test_training_a_decoder_leaves_torchs_generator_alone_and_repeats() -> None:
     settings = PicturesConfig(size=24, width=16, decoder_steps=3)
     first, second = (train_decoder(latents, frames, settings, CPU)[0] for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_the_nearest_frame_is_the_one_whose_latents_are() -> None:
@@ -71,9 +75,7 @@ def test_rows_of_a_roll_out_are_what_they_are_called() -> None:
     assert suite.pictures is not None
     draw, about = pictures.drawer(worlds.model(), PLAIN, train, suite.pictures, 2, 8, CPU)
     assert about == {"by": "nearest training frame", "bank": 440}  # from the second frame of each episode on
-    (found,) = pictures.roll_outs(
-        worlds.model(), PLAIN, test, spread_places(test.lengths, 2, 2, 4), suite, draw, CPU
-    )
+    (found,) = pictures.roll_outs(worlds.model(), PLAIN, test, spread_places(test.lengths, 2, 2, 4), suite, draw, CPU)
     assert found.episode == 0 and found.start == 1
     assert {name: len(row) for name, row in found.rows.items()} == dict.fromkeys(
         ("what happened", "seen, drawn", "imagined", "no action"), 5
