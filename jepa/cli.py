@@ -18,6 +18,7 @@ import jepa
 from jepa import options
 from jepa.cli_bench import bench_app
 from jepa.cli_plan import plan
+from jepa.cli_rollout import rollout
 from jepa.errors import ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
@@ -224,25 +225,6 @@ def probe(
 
 
 @app.command(rich_help_panel=MAIN)
-def rollout(
-    run: Annotated[Path, typer.Argument(help="A run folder of a world model, or one of its checkpoints.")],
-    overrides: Overrides = None,
-    suite: Annotated[str | None, typer.Option(help="A suite: a YAML file or a shipped one (tworoom-rollout).")] = None,
-    device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, mps.")] = "auto",
-    as_json: Json = False,
-) -> None:
-    """How far imagination can be trusted: open-loop errors against horizon, floors, wrong actions, pictures."""
-    from jepa.rollout import run as imagination
-    from jepa.rollout.terminal import table
-
-    result = imagination.rollout(run, suite, overrides, device=device)
-    if as_json:
-        return print_json(result)
-    print_table(table(result))
-    typer.echo(f"written to {Path(result['run']) / 'rollouts' / result['suite']}.json")
-
-
-@app.command(rich_help_panel=MAIN)
 def extract(
     run: Annotated[Path, typer.Argument(help="A run folder or a checkpoint.")],
     data: Annotated[Path, typer.Argument(help="A folder made by `jepa data build`.")],
@@ -369,6 +351,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command(rich_help_panel=MAIN)(rollout)
 app.command(rich_help_panel=MAIN)(plan)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 

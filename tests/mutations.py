@@ -1327,6 +1327,103 @@ EVALUATING = (
     ),
 )
 
+
+TRUST, CURVES, STATE = "rollout/test_imagination.py::", "rollout/test_measure.py::", "probe/test_frames.py::"
+
+IMAGINATION = (
+    one(
+        "imagination: the open loop is held against frames a step earlier",
+        "monitor/imagination.py",
+        "            latents[:, windows.seen :],",
+        "            latents[:, windows.seen - 1 : -1],",
+        TRUST + "test_errors_are_those_of_the_closed_form",
+    ),
+    one(
+        "imagination: the copied frame is the first one seen",
+        "monitor/imagination.py",
+        "latents[:, windows.seen - 1 : windows.seen]",
+        "latents[:, :1]",
+        TRUST + "test_errors_are_those_of_the_closed_form",
+    ),
+    one(
+        "imagination: a single step takes the next action",
+        "monitor/imagination.py",
+        "last = windows.future[:, h]",
+        "last = windows.future[:, min(h + 1, windows.horizon - 1)]",
+        TRUST + "test_the_first_step_of_the_open_loop_is_a_single_step",
+    ),
+    one(
+        "imagination: future actions begin with the one that led to the last frame seen",
+        "monitor/imagination.py",
+        "return self.actions[:, self.seen - 1 :]",
+        "return self.actions[:, self.seen - 2 : -1]",
+        TRUST + "test_errors_are_those_of_the_closed_form",
+    ),
+    one(
+        "imagination: measuring leaves a teacher in train mode",
+        "monitor/imagination.py",
+        "            module.training = mode",
+        "            module.training = modes[0][1]",
+        TRUST + "test_metrics_for_the_monitor_compare_with_the_floors_and_disturb_nothing",
+    ),
+    one(
+        "rollout: other actions may come from the same episode",
+        "rollout/measure.py",
+        "np.flatnonzero(episode != e)",
+        "np.flatnonzero(episode == e)",
+        CURVES + "test_other_actions_come_from_other_episodes",
+    ),
+    one(
+        "rollout: ranks are taken over all steps together",
+        "rollout/measure.py",
+        "return np.stack([of(column) for column in values.T], axis=1)",
+        "return of(values.ravel()).reshape(values.shape)",
+        CURVES + "test_calibration_is_not_fooled_by_the_horizon",
+    ),
+    one(
+        "rollout: useful steps by the value, not by its interval",
+        "rollout/measure.py",
+        'enumerate(ratio["high"]) if not high < 1',
+        'enumerate(ratio["high"]) if not high <= 1',
+        CURVES + "test_useful_steps_end_with_the_first_that_is_not",
+    ),
+    one(
+        "footage: actions of a stride are those of its first step",
+        "probe/footage.py",
+        'joined = merged(rows, self.stride, replace(about, chunk="join"))',
+        "joined = np.repeat(rows[:: self.stride], self.stride, axis=1)",
+        "rollout/test_run.py::test_a_stride_gives_the_actions_of_two_steps",
+    ),
+    one(
+        "frames: the state is that of the window's first frame",
+        "probe/frames.py",
+        "batch.arrays[name][:, -1]",
+        "batch.arrays[name][:, 0]",
+        STATE + "test_velocity_needs_two_frames",
+    ),
+    one(
+        "variables: an angle's error the long way round",
+        "probe/variables.py",
+        "torch.atan2(away.sin(), away.cos()).abs()",
+        "away.abs()",
+        "probe/test_variables.py::test_an_angle_is_off_by_the_shorter_way_round",
+    ),
+    one(
+        "mlp: the last step is kept, not the best",
+        "probe/mlp.py",
+        'if float(score[at].mean()) > chosen[n]["val"]}',
+        "}",
+        "probe/test_mlp.py::test_what_is_best_on_validation_is_kept_for_each_variable",
+    ),
+    one(
+        "bootstrap: Pearson's r without taking off the means",
+        "probe/bootstrap.py",
+        "r = (product - first * second / n) / np.sqrt(around * about)",
+        "r = product / np.sqrt(square * other)",
+        "probe/test_bootstrap.py::test_pearson_is_that_of_numpy_in_every_resample",
+    ),
+)
+
 MUTANTS = (
-    *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING,
+    *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION,
 )  # fmt: skip

@@ -26,6 +26,7 @@ from jepa.methods import base
 from jepa.plan import solvers
 from jepa.plan import suite as planning
 from jepa.probe import suite
+from jepa.rollout.suite import RolloutSuite
 
 OUT = Path(__file__).with_name("config.md")
 HEAD = """\
@@ -50,6 +51,7 @@ def render() -> str:
     parts += _tables("Planning suite (`eval/*.yaml`)", "", planning.PlanSuite)
     for name, solver in solvers.SOLVERS.items():
         parts += _tables(f"Solver `name: {name}`", "planner.solver", solver.Config)
+    parts += _tables("Roll-out suite (`eval/*-rollout.yaml`)", "", RolloutSuite)
     return "\n".join(parts)
 
 

@@ -30,9 +30,9 @@ class MlpConfig:
     width: int = 256  # of each hidden layer
     depth: int = 2  # hidden layers
     lr: tuple[float, ...] = (3e-4, 3e-3)  # learning rates; chosen on the validation split
-    weight_decay: float = 1e-4
-    steps: int = 2000
-    batch: int = 256
+    weight_decay: float = 1e-4  # AdamW's
+    steps: int = 2000  # of training, for each learning rate
+    batch: int = 256  # samples in a step
     look_every: int = 100  # steps between looks at the validation split
     seed: int = 0  # of weights and batches
 

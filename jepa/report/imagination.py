@@ -71,9 +71,7 @@ def _rollout(run: Run, result: Result, named: bool) -> Html:
     if isinstance(result.get("ratios"), dict):
         lines = [_line(name, colour, 0, result["ratios"][key]) for key, (name, colour) in RATIOS.items()
                  if key in result["ratios"]]  # fmt: skip
-        words = (
-            "Below 1 imagining beats standing still; other actions should cost more than 1, the more the further on."
-        )
+        words = "Below 1 imagining beats standing still; an error with other actions should be well above 1."
         charts.append(line_chart("Errors against each other", lines, words, level=(1.0, "even"), may_log=True))
     charts += [_state(one) for one in result.get("state") or []]
     charts += _calibration(result.get("uncertainty"))
@@ -163,7 +161,7 @@ def _plan(run: Run, result: Result, named: bool) -> Html:
     ]  # fmt: skip
     for p in result.get("published") or []:
         if isinstance(p, dict) and is_number(p.get("value")):
-            note = html("{m}<small>{s}</small>", m=p.get("model", ""), s=f"published: {p.get('source', '')}")
+            note = f"{p.get('model', '')} · published: {p.get('source', '')}"
             bars.append(Interval(note, float(p["value"]), text=percent(p["value"], 0), css="s7", mark="mean"))
     table = interval_table("Episodes that end in success", bars, _task(result), share=True)
     shown = _pictures(run.path / "plans", result.get("pictures"))
@@ -220,7 +218,7 @@ def _pictures(folder: Path, given: Any) -> Html:
         for name in names:
             shown = _file(folder, name) if len(parts) < SHOWN else None
             if shown:
-                parts.append(html('<figure class="sheet">{i}</figure>', i=shown))
+                parts.append(html('<figure class="sheet own">{i}</figure>', i=shown))
     if not parts:
         return Html("")
     by = given.get("by") if isinstance(given, dict) else None

@@ -137,7 +137,7 @@ overflow-wrap:anywhere}
 font-size:.86rem}
 .swatches i{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.4em;
 vertical-align:-.06em}
-.sheet{margin-top:1rem}.sheet img{max-width:760px}
+.sheet{margin-top:1rem}.sheet img{max-width:760px}.own img{width:auto;max-width:100%}
 .strip.heads{grid-template-columns:repeat(auto-fill,minmax(88px,1fr));max-width:860px;margin-top:1rem}
 .missing{color:var(--soft);border-left:3px solid var(--line);padding:.3rem 0 .3rem .9rem}
 .callout{border-left:3px solid var(--warn);background:var(--warnwash);padding:.6rem .95rem;

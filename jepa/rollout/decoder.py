@@ -1,10 +1,11 @@
 """A small decoder on frozen latents, so that people can look at what is imagined. No model is ever trained by it.
 
-Latents that lie in a square of tokens begin as that square, all others as one vector of 4 x 4 places; convolutions
-double the sides until the picture has its size. It is trained on real frames of the training split by the mean squared
-error of pixels, which blurs what the latents do not say: what is missing in its pictures is missing there.
+Latents that lie in a square of tokens begin as that square, all others as one vector that two layers turn into 8 x 8
+places. A convolution lets neighbours agree, then each place becomes its patch of pixels: how it differs from the mean
+picture. It is trained on real frames of the training split by the mean squared error, which blurs what the latents do
+not say: what is missing in its pictures is missing there.
 
-Shapes: B frames, N tokens, D width, h w picture.
+Shapes: B frames, N tokens, D width, C channels, s places on a side, p pixels of a place's side, h w picture.
 """
 
 from __future__ import annotations
@@ -17,46 +18,52 @@ from torch.nn import functional as F
 
 from jepa.rollout.suite import PicturesConfig
 
-_START = 4  # side of the first map of a single vector
+_PLACES = 8  # s of a single vector
 _BATCH = 32
 _MOST = 16384  # numbers of a frame's latents that are taken as one vector; of more, the mean over tokens
 
 
 class Decoder(nn.Module):
-    """Latents (B, N, D) to pictures (B, 3, h, w) with pixels from 0 to 1."""
+    """Latents (B, N, D) to pictures (B, 3, h, w) with pixels from about 0 to 1."""
+
+    mean: Tensor
+    std: Tensor
+    usual: Tensor  # (3, h, w)
 
     def __init__(self, tokens: int, width: int, image_size: tuple[int, int], config: PicturesConfig) -> None:
         super().__init__()
         side = math.isqrt(tokens)
-        self.grid = (side, side) if tokens > 1 and side * side == tokens else None
-        self.pooled = self.grid is None and tokens * width > _MOST
-        channels = config.width
-        if self.grid:
-            self.first: nn.Module = nn.Conv2d(width, channels, 1)
+        self.square = tokens > 1 and side * side == tokens
+        self.pooled = not self.square and tokens * width > _MOST
+        self.side, channels = side if self.square else _PLACES, config.width
+        if self.square:
+            self.first: nn.Module = nn.Linear(width, channels)
         else:
-            self.first = nn.Linear(width if self.pooled else tokens * width, channels * _START * _START)
+            self.first = nn.Sequential(
+                nn.Linear(width if self.pooled else tokens * width, 4 * channels), nn.GELU(),
+                nn.Linear(4 * channels, channels * self.side**2),
+            )  # fmt: skip
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         shrink = min(1.0, config.size / max(image_size))
         self.size = (max(1, round(image_size[0] * shrink)), max(1, round(image_size[1] * shrink)))
-        layers: list[nn.Module] = []
-        reached = side if self.grid else _START
-        while reached < max(self.size):
-            layers += [
-                nn.GELU(), nn.Upsample(scale_factor=2, mode="nearest"),
-                nn.Conv2d(channels, max(channels // 2, 16), 3, padding=1),
-            ]  # fmt: skip
-            channels, reached = max(channels // 2, 16), 2 * reached
-        self.rest = nn.Sequential(*layers, nn.GELU(), nn.Conv2d(channels, 3, 3, padding=1))
+        self.patch = -(-max(self.size) // self.side)
+        self.last = nn.Conv2d(channels, 3 * self.patch**2, 1)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(()))
+        self.register_buffer("usual", torch.full((3, *self.size), 0.5))
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = (latents.float() - self.get_buffer("mean")) / self.get_buffer("std")
-        if self.grid:
-            x = self.first(x.transpose(1, 2).reshape(len(x), -1, *self.grid))
+        x = (latents.float() - self.mean) / self.std
+        if self.square:
+            x = self.first(x).transpose(1, 2)  # (B, C, s * s)
         else:
-            x = self.first(x.mean(dim=1) if self.pooled else x.flatten(1)).view(len(x), -1, _START, _START)
-        picture: Tensor = torch.sigmoid(self.rest(x))
-        return F.interpolate(picture, self.size, mode="bilinear", antialias=True)
+            x = self.first(x.mean(dim=1) if self.pooled else x.flatten(1))
+        x = F.gelu(x.reshape(len(x), -1, self.side, self.side))
+        x = x + F.gelu(self.mix(x))
+        picture = F.pixel_shuffle(self.last(x), self.patch)  # (B, 3, s * p, s * p)
+        if picture.shape[-2:] != self.size:
+            picture = F.interpolate(picture, self.size, mode="bilinear", antialias=True)
+        return self.usual + picture
 
 
 def train_decoder(
@@ -70,9 +77,10 @@ def train_decoder(
         torch.manual_seed(0)
         decoder = Decoder(latents.shape[1], latents.shape[2], (frames.shape[-2], frames.shape[-1]), config).to(device)
     flat = latents.float().flatten(0, 1)
-    decoder.get_buffer("mean").copy_(flat.mean(dim=0))
-    decoder.get_buffer("std").copy_((flat - flat.mean(dim=0)).square().mean().sqrt().clamp_min(1e-6))
+    decoder.mean.copy_(flat.mean(dim=0))
+    decoder.std.copy_((flat - flat.mean(dim=0)).square().mean().sqrt().clamp_min(1e-6))
     target = F.interpolate(frames.float() / 255, decoder.size, mode="area")
+    decoder.usual.copy_(target.mean(dim=0))
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=config.lr, weight_decay=1e-4)
     draws = torch.Generator().manual_seed(0)
     last: list[float] = []

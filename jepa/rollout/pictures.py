@@ -28,7 +28,7 @@ from jepa.rollout.suite import PicturesConfig, RolloutSuite
 SIDE = 96  # pixels of the longer side of a tile
 COLUMNS = 10  # most steps in a strip
 MILLISECONDS, LAST = 200, 900  # that each picture of a film stays, and the last one
-INK, GAP, NAMES, HEAD = (60, 66, 72), 4, 96, 20
+INK, GAP, NAMES, HEAD = (60, 66, 72), 4, 108, 20
 Draw = Callable[[Tensor], Tensor]  # latents (B, N, D) to pixels (B, 3, h, w) from 0 to 1
 
 
@@ -149,7 +149,7 @@ def _gif(pictures: Sequence[Image.Image]) -> bytes:
     every = Image.new("RGB", (pictures[0].width, sum(p.height for p in pictures)))
     for i, picture in enumerate(pictures):
         every.paste(picture, (0, i * picture.height))
-    palette = every.quantize(256, Image.Quantize.MEDIANCUT)
+    palette = every.quantize(256, Image.Quantize.MAXCOVERAGE)  # keeps a small red dot red
     first, *others = (p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=stay, loop=0, optimize=False)

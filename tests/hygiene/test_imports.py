@@ -13,7 +13,7 @@ ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
     *("extract", "train", "slurm", "report", "bench"),
-    *("doctor", "demo", "terminal", "options", "cli_bench", "cli_plan", "cli", "__main__"),
+    *("doctor", "demo", "terminal", "options", "cli_bench", "cli_plan", "cli_rollout", "cli", "__main__"),
 )
 
 # Who may import inside functions, and what. "*" is anything: the command line stays light that way.
@@ -21,6 +21,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli.py": {"*"},
     "cli_bench.py": {"*"},
     "cli_plan.py": {"*"},
+    "cli_rollout.py": {"*"},
     "options.py": {"jepa.config"},  # likewise
     "__init__.py": {"jepa.checkpoint"},  # jepa.load_encoder, looked up on first use
     "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without

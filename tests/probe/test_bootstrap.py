@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 
 from jepa.errors import DataError
-from jepa.probe.bootstrap import Bootstrap
+from jepa.probe.bootstrap import Bootstrap, pearson_columns
 
 
 def test_value_is_the_plain_mean_and_lies_in_the_interval():
@@ -125,3 +125,17 @@ def test_interval_moves_with_its_values(values, groups, shift, scale):
 def test_constant_values_have_an_interval_of_no_width(value, size):
     found = Bootstrap(np.arange(size), resamples=100).mean(np.full(size, value))
     assert found.low == pytest.approx(value, abs=1e-9) and found.high == pytest.approx(value, abs=1e-9)
+
+
+def test_pearson_is_that_of_numpy_in_every_resample():
+    rng = np.random.default_rng(6)
+    y = rng.normal(5, 2, (40, 2))
+    fit = y + rng.normal(3, [1, 4], (40, 2))
+    columns, pearson = pearson_columns(y, fit)
+    counts = rng.integers(0, 4, (20, 40))
+    for drawn, found in zip(counts, pearson(counts.astype(float) @ columns), strict=True):
+        rows = np.repeat(np.arange(40), drawn)
+        expected = [np.corrcoef(y[rows, t], fit[rows, t])[0, 1] for t in range(2)]
+        assert found == pytest.approx(np.mean(expected))
+    flat, pearson = pearson_columns(y, np.ones_like(y))
+    assert pearson(flat.sum(axis=0, keepdims=True)) == 0  # says nothing

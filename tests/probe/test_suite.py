@@ -40,6 +40,8 @@ def test_shipped_suites_load(name):
         assert suite.baselines.random >= 1 and suite.probes.anticipation.predictor
     elif suite.probes.state:
         assert suite.baselines.random >= 1 and suite.features.clips is not None
+    elif suite.probes.frames:
+        assert suite.baselines.random >= 1 and suite.published
     else:
         assert suite.probes.linear is not None and len(suite.probes.linear.heads()) in (4, 12, 24)
         assert suite.baselines.random >= 1
