@@ -41,9 +41,7 @@ class Config:
     revision: str | None = None  # branch, tag or commit on the hub; null: the newest
     camera: str | list[str] = "auto"  # one or several, e.g. observation.images.top; auto: the only one
     arrays: dict[str, str | list[str]] | None = None  # name: feature, e.g. {action: action}; null: frames only
-    per_action: tuple[str, ...] | None = (
-        None  # arrays with a row for every action; null: action, reward, terminated ...
-    )
+    per_action: tuple[str, ...] | None = None  # arrays with a row for every action; null: action, reward, terminated
 
     def __post_init__(self) -> None:
         if self.path and self.repo:
