@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,8 +40,8 @@ class Config:
     repo: str = ""  # instead of path: its name on the Hugging Face hub, e.g. lerobot/pusht
     revision: str | None = None  # branch, tag or commit on the hub; null: the newest
     camera: str | list[str] = "auto"  # one or several, e.g. observation.images.top; auto: the only one
-    arrays: dict[str, str | list[str]] = field(default_factory=dict)  # name: feature, e.g. {action: action}; {}: none
-    per_action: tuple[str, ...] = recorded.PER_ACTION  # arrays with a row for every action; the others: every frame
+    arrays: dict[str, str | list[str]] | None = None  # name: feature, e.g. {action: action}; null: frames only
+    per_action: tuple[str, ...] | None = None  # arrays with a row for every action; null: action, reward, terminated
 
     def __post_init__(self) -> None:
         if self.path and self.repo:
@@ -77,7 +77,8 @@ def open_source(config: Config) -> Source:
     root = Path(config.path).expanduser() if config.path else _download(config, ["meta/**"])
     info = _info(root)
     cameras = _cameras(config, info)
-    where = recorded.places(config.arrays, info["features"], config.per_action)
+    per_action = config.per_action or recorded.PER_ACTION
+    where = recorded.places(config.arrays or {}, info["features"], per_action)
     if config.repo:
         data = ["data/**"] if where else []
         root = _download(config, ["meta/**", *data, *(f"videos/**{camera}/**" for camera in cameras)])
@@ -97,7 +98,7 @@ def open_source(config: Config) -> Source:
                     _path(root, info, "data_path", row, _V3_DATA) if where else "")
             for row in found if row["episode_index"] in numbers for camera in cameras
         ]  # fmt: skip
-    arrays = _schema(where, info, config.per_action)
+    arrays = _schema(where, info, per_action)
     return Source(
         dict(splits), Maker(root, where), tasks, notes=notes, identity=lambda episode: f"episode {episode.number}",
         arrays=arrays,
