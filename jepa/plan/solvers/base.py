@@ -51,13 +51,19 @@ class Noise:
     def _drawn(self, draw: Any, shape: tuple[int, ...]) -> Tensor:
         return torch.stack([draw(shape, generator=g, device=self.device, dtype=self.dtype) for g in self.generators])
 
-    def coloured(self, samples: int, horizon: int, size: int, beta: float) -> Tensor:
+    def coloured(self, samples: int, horizon: int, size: int, beta: float, stride: int = 1) -> Tensor:
         """Normal numbers (B, S, H, A) whose power over time falls with frequency f as f^-beta, of variance 1.
+
+        Time is that of the environment: the `stride` actions that are side by side in one of the model come one after
+        the other. White noise over them goes nowhere, for five steps of chance add up to two.
 
         Timmer & König 1995 as in iCEM (arXiv 2008.06389, section 3.1): beta 0 is white, 1 pink, 2 red; the frequency
         0 gets the power of the lowest other one. Every number's variance is 1 by theory rather than by dividing by
         what was drawn, so that short horizons keep their slow part.
         """
+        if stride > 1 and beta != 0.0:
+            long = self.coloured(samples, horizon * stride, size // stride, beta)
+            return long.reshape(*long.shape[:2], horizon, size)
         if beta == 0.0 or horizon == 1:
             return self.normal(samples, horizon, size)
         frequency = torch.fft.rfftfreq(horizon, device=self.device, dtype=self.dtype)

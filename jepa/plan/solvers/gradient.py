@@ -57,7 +57,7 @@ class Gradient(Solver):
         c: GradientConfig = self.config
         if c.bounds == "tanh" and not bool((space.low.isfinite() & space.high.isfinite()).all()):
             raise ConfigError("solver gradient: bounds=tanh needs a bounded action space; use bounds=project")
-        spread = c.std * noise.coloured(c.restarts, horizon, space.size, c.colour)
+        spread = c.std * noise.coloured(c.restarts, horizon, space.size, c.colour, space.stride)
         spread[:, 0] = 0.0
         free = self._freed(inside(space.inward(start.actions)[:, None] + spread, space), space).detach()
         first, second = torch.zeros_like(free), torch.zeros_like(free)

@@ -61,7 +61,7 @@ class ICEM(Solver):
         trace: list[Tensor] = []
         for i in range(c.iterations):
             count = max(int(c.samples * c.decay**-i), 2 * c.elites)
-            eps = noise.coloured(count, horizon, space.size, c.colour)
+            eps = noise.coloured(count, horizon, space.size, c.colour, space.stride)
             z = mean[:, None] + std[:, None] * eps
             if back is not None and i == 0:  # rows without a plan before have no elites and keep their samples
                 old = back.shape[1]

@@ -51,7 +51,7 @@ class MPPI(Solver):
         std = torch.full_like(mean, c.std)
         trace = []
         for _ in range(c.iterations):
-            eps = noise.coloured(c.samples, horizon, space.size, c.colour)
+            eps = noise.coloured(c.samples, horizon, space.size, c.colour, space.stride)
             z = inside(mean[:, None] + std[:, None] * eps, space)
             z[:, 0] = inside(mean, space)
             values, elites = lowest(scored(cost, z, space, c.smooth), z, c.elites)

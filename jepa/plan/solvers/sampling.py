@@ -44,7 +44,9 @@ class PredictiveSampling(Solver):
         best = inside(space.inward(start.actions), space)
         trace = []
         for _ in range(c.iterations):
-            z = inside(best[:, None] + c.std * noise.coloured(c.samples, horizon, space.size, c.colour), space)
+            z = inside(
+                best[:, None] + c.std * noise.coloured(c.samples, horizon, space.size, c.colour, space.stride), space
+            )
             z[:, 0] = best
             values, found = lowest(scored(cost, z, space, c.smooth), z, 1)
             best = found[:, 0]
