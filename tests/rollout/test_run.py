@@ -140,7 +140,11 @@ def test_what_does_not_fit_is_said(dot_run: Path, walks: Path, tmp_path: Path) -
 
 
 def test_an_encoder_imagines_nothing_but_is_probed(walks: Path, tmp_path: Path) -> None:
-    method = {"name": "vjepa", "encoder": {"patch": 8, "width": 32, "depth": 1, "heads": 2}, "predictor": {"width": 16, "depth": 1, "heads": 2}}  # fmt: skip
+    method = {
+        "name": "vjepa",
+        "encoder": {"patch": 8, "width": 32, "depth": 1, "heads": 2},
+        "predictor": {"width": 16, "depth": 1, "heads": 2},
+    }
     settings = config.to_dict(run_config(walks)) | {"method": method}
     settings["data"]["steps"] = None
     train(config.build(config.RunConfig, settings), tmp_path / "run", quiet=True)
@@ -148,7 +152,8 @@ def test_an_encoder_imagines_nothing_but_is_probed(walks: Path, tmp_path: Path) 
         rollout(tmp_path / "run", None, SMALL, device="cpu", progress=False)
     suite = tmp_path / "state.yaml"
     suite.write_text(
-        "probes: {frames: {per_episode: 4, mlp: null, variables: {place: {array: place}}}}\nbootstrap: {resamples: 100}\n"
+        "probes: {frames: {per_episode: 4, mlp: null, variables: {place: {array: place}}}}\n"
+        "bootstrap: {resamples: 100}\n"
     )
     rows = probe(tmp_path / "run", suite, device="cpu", progress=False)["rows"]
     assert rows[0]["encoder"] == "target (step 2)" and rows[0]["value"] > 0
