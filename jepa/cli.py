@@ -43,7 +43,7 @@ class _InOrder(TyperGroup):
 app = typer.Typer(
     name="jepa",
     cls=_InOrder,
-    help="Shards, I-JEPA pretraining, frozen probes, reports. Start with `jepa demo` or `jepa train --help`.",
+    help="JEPAs from shards to plans: pretraining, frozen probes, world models, reports. Start with `jepa demo` or `jepa train --help`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -294,11 +294,12 @@ def show(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, run and report.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
+    chapter: Annotated[list[str] | None, typer.Option(help="images, video, world; repeatable. Default: all.")] = None,
 ) -> None:
-    """The whole job on the embedded digits: data, training, probe, report. Run again after an interruption to go on."""
-    from jepa.demo import demo as run
+    """The whole job on embedded data, from shards to plans and a report. Run again after an interruption to go on."""
+    from jepa import demo as whole
 
-    if run(out, seed) is None:
+    if whole.demo(out, seed, whole.chosen(chapter or ())) is None:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -326,7 +327,7 @@ def inspect(
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A foreign checkpoint file.")],
     to: Annotated[Path, typer.Option("--to", help="Run folder to write.")],
-    source: Annotated[str, typer.Option("--from", help="Its layout: ijepa, vjepa, vjepa2, vjepa21.")] = "ijepa",
+    source: Annotated[str, typer.Option("--from", help="Layout: ijepa, vjepa, vjepa2, vjepa21, vjepa2-ac.")] = "ijepa",
     overrides: Overrides = None,
 ) -> None:
     """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""

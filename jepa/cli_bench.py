@@ -48,3 +48,11 @@ def bench_masks(overrides: Overrides = None, as_json: Json = False) -> None:
     from jepa.bench import masks
 
     print_figures(masks.bench_masks(settings_of(masks.MasksSettings, overrides)), as_json)
+
+
+@bench_app.command("plan")
+def bench_plan(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """Planning with a world model against stable-worldmodel's of the same weights."""
+    from jepa.bench import plan
+
+    print_figures(plan.bench_plan(settings_of(plan.PlanSettings, overrides), device), as_json)

@@ -1,7 +1,8 @@
-"""The whole job on the embedded digits: data, training, probe, report, summary. What was done is not done again.
+"""The whole job on the embedded data: data, training, probe, plan, report, summary. What was done is not done again.
 
-Two chapters: I-JEPA on pictures of digits, then V-JEPA on videos of digits that move. The second one's probe has the
-first one's encoder among its baselines: what can be read from a single frame.
+Three chapters: I-JEPA on pictures of digits; V-JEPA on videos of digits that move, whose probe has the first one's
+encoder among its baselines (what can be read from a single frame); and a world model of two rooms, which is rolled out
+and planned with. Each can be had alone.
 """
 
 from __future__ import annotations
@@ -18,37 +19,63 @@ from rich.console import Console
 
 from jepa import config, report, rundir
 from jepa.data.build import build
+from jepa.errors import ConfigError
 from jepa.monitor import Monitor
-from jepa.probe import terminal
+from jepa.plan import run as planning
+from jepa.plan import terminal as plan_table
+from jepa.probe import terminal as probe_table
 from jepa.probe.run import probe
+from jepa.rollout import run as imagination
+from jepa.rollout import terminal as rollout_table
 from jepa.train import train
 
-WORKERS = 2  # that draw and encode videos
+WORKERS = 2  # that draw and encode videos, or play episodes
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """One job: a recipe, a configuration, a suite, and ``key=value`` changes to each."""
+    """One job: a recipe, a configuration, suites, and ``key=value`` changes to each."""
 
     name: str
     data: str
     config: str
-    suite: str
+    suite: str  # of probes
     folder: str = "."  # of the run, in the demo's; its data goes to "data" in it
     recipe: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
+    rollout: str | None = None  # suite of roll-outs, of a world model
+    rollouts: tuple[str, ...] = ()
+    plan: str | None = None  # suite of plans
+    plans: tuple[str, ...] = ()
 
 
 IMAGES = Chapter("images", "digits", "demo", "digits")
 VIDEO = Chapter("video", "moving-digits", "demo-video", "moving-digits", "video")
+WORLD = Chapter(
+    "world", "tworoom", "demo-world", "tworoom-state", "world", rollout="tworoom-rollout", plan="tworoom-demo"
+)
+CHAPTERS = (IMAGES, VIDEO, WORLD)
 
 
-def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = (IMAGES, VIDEO)) -> dict[str, Any] | None:
+def chosen(names: Sequence[str]) -> tuple[Chapter, ...]:
+    """The chapters of these names, in their order; all without names.
+
+    Raises:
+        ConfigError: no such chapter.
+    """
+    known = {chapter.name: chapter for chapter in CHAPTERS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"the demo has no chapter {unknown[0]!r}; it has: {', '.join(known)}")
+    return tuple(chapter for chapter in CHAPTERS if not names or chapter.name in names)
+
+
+def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = CHAPTERS) -> dict[str, Any] | None:
     """Build the data, train, probe and report into `out`; a demo that was killed goes on where it was.
 
     Args:
-        out: the run folder of the first chapter; the others' are inside it.
+        out: folder of the first chapter's run; the others' are inside it.
         seed: of the training; the data sets are the same for every seed.
 
     Returns:
@@ -61,7 +88,7 @@ def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = (IMAGES, VIDEO)
     """
     console, seconds = Console(), dict[str, float]()
     runs: list[Path] = []
-    results: list[dict[str, Any]] = []
+    results: list[tuple[list[Any], dict[str, Any]]] = []
     for chapter in chapters:
         label = "" if len(chapters) == 1 else f"{chapter.name} "
         run = out / chapter.folder
@@ -71,22 +98,43 @@ def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = (IMAGES, VIDEO)
         with _stage(f"{label}train", seconds, console):
             if train(settings, run, resume=rundir.has_run(run), monitor=Monitor).stopped:
                 return None
-        rivals = [f"baselines.runs=[{{path: {json.dumps(str(out))}, name: image encoder (one frame)}}]"] if runs else []
         with _stage(f"{label}probe", seconds, console):
-            results.append(probe(run, chapter.suite, [*rivals, *chapter.probes]))
+            found = probe(run, chapter.suite, [*_rivals(chapter, out), *chapter.probes])
+        tables = [probe_table.table(found)]
+        figures: dict[str, Any] = {"probe_rows": found["rows"]}
+        if chapter.rollout is not None:
+            with _stage(f"{label}roll-out", seconds, console):
+                imagined = imagination.rollout(run, chapter.rollout, list(chapter.rollouts))
+            tables.append(rollout_table.table(imagined))
+            figures |= {"rollout": {k: imagined[k] for k in ("latent", "state", "ratios", "useful_steps")}}
+        if chapter.plan is not None:
+            with _stage(f"{label}plan", seconds, console):
+                planned = planning.plan(run, chapter.plan, list(chapter.plans))
+            tables.append(plan_table.table(planned))
+            figures |= {"plan_rows": planned["rows"]}
         runs.append(run)
+        results.append((tables, figures))
     with _stage("report", seconds, console):
         page = report.build_report(
-            runs[:1], chapters={c.name: [r] for c, r in zip(chapters[1:], runs[1:], strict=True)}
-        )
-    figures = [report.summary(r) | {"probe_rows": found["rows"]} for r, found in zip(runs, results, strict=True)]
-    others = {c.name: f for c, f in zip(chapters[1:], figures[1:], strict=True)}
-    summary = figures[0] | {"chapters": others, "stage_seconds": seconds}
+            runs[:1], out / "report.html",
+            chapters={c.name: [r] for c, r in zip(chapters[1:], runs[1:], strict=True)},
+        )  # fmt: skip
+    each = [report.summary(run) | shown for run, (_, shown) in zip(runs, results, strict=True)]
+    others = {c.name: f for c, f in zip(chapters[1:], each[1:], strict=True)}
+    summary: dict[str, Any] = each[0] | {"chapters": others, "stage_seconds": seconds}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    for found in results:
-        console.print(terminal.table(found))
+    for tables, _ in results:
+        for table in tables:
+            console.print(table)
     console.print(f"report:  {page}\nfigures: {out / 'summary.json'}", soft_wrap=True, highlight=False)
     return summary
+
+
+def _rivals(chapter: Chapter, out: Path) -> list[str]:
+    """The image encoder beside the video's, where it was trained."""
+    if chapter.name != VIDEO.name or not rundir.has_run(out):
+        return []
+    return [f"baselines.runs=[{{path: {json.dumps(str(out))}, name: image encoder (one frame)}}]"]
 
 
 @contextmanager

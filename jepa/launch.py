@@ -274,6 +274,7 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
         checkpoint.load_model(start.checkpoint, method)
     else:
         world.fit(method, made_for)
+        checkpoint.frozen.load(method)
     if settings.compile:
         for part in method.children():  # in place, so that names in the state dict stay as they are
             part.compile()

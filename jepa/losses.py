@@ -95,3 +95,12 @@ def distance_to(chosen: Tensor, grid: tuple[int, int, int]) -> Tensor:
         steps = (place[:, None] - place).square()  # from each place to every other
         squared = (squared.movedim(axis, -1).unsqueeze(-2) + steps).amin(dim=-1).movedim(-1, axis)
     return squared.sqrt().view(batch, count)
+
+
+def curvature(z: Tensor) -> Tensor:
+    """Mean of 1 - cos(z_t+1 - z_t, z_t+2 - z_t+1) over paths (B, T, D), T at least 3; 0-d, in float32.
+
+    Straight paths make Euclidean distance to a goal a good cost for planners (arXiv 2603.12231).
+    """
+    steps = (z[:, 1:] - z[:, :-1]).float()
+    return 1 - F.cosine_similarity(steps[:, 1:], steps[:, :-1], dim=-1).mean()

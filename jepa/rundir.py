@@ -106,6 +106,7 @@ def resolved(config: RunConfig) -> RunConfig:
         ConfigError, DataError: see `jepa.world.resolved`.
     """
     config = world.resolved(config)
+    config = dataclasses.replace(config, method=checkpoint.frozen.resolve(config.method, config.data))
     _, options = base.resolve(config.method)
     method = {"name": config.method["name"], **configuration.to_dict(options)}
     return dataclasses.replace(config, method=method)

@@ -359,8 +359,8 @@ NETS = (
     one(
         "init: output maps shrink too little",
         "nn/attention.py",
-        "block.attn.proj.weight.div_((2.0 * depth) ** 0.5)",
-        "block.attn.proj.weight.div_(depth ** 0.5)",
+        'block.get_parameter("attn.proj.weight").div_((2.0 * depth) ** 0.5)',
+        'block.get_parameter("attn.proj.weight").div_(depth ** 0.5)',
         "methods/test_ijepa_options.py::test_weights_at_the_start",
     ),
     one(
@@ -877,6 +877,457 @@ PROBES = (
     ),
 )
 
+AC, DINO, WORLDS = "methods/test_ac_golden.py::", "methods/test_dinowm_golden.py::", "methods/test_frozen_worlds.py::"
+FROZEN = "methods/test_frozen.py::"
+
+FROZEN_WORLDS = (
+    one(
+        "frame-causal: a frame sees the one after it, masked",
+        "nn/frame_causal.py",
+        "ends[-frames * tokens :, None] >= ends",
+        "ends[-frames * tokens :, None] + 1 >= ends",
+        WORLDS + "test_a_later_frame_action_or_state_never_changes_an_earlier_prediction",
+    ),
+    one(
+        "frame-causal: a frame sees the one after it, frame by frame",
+        "nn/frame_causal.py",
+        "(frames - 1 - frame) * tokens",
+        "max(0, frames - 2 - frame) * tokens",
+        WORLDS + "test_a_later_frame_action_or_state_never_changes_an_earlier_prediction",
+    ),
+    one(
+        "frame-causal: scale and shift of adaptive norms swapped",
+        "nn/frame_causal.py",
+        "(self.norm1(x) * (1 + changes[1]) + changes[0]",
+        "(self.norm1(x) * (1 + changes[0]) + changes[1]",
+        "nn/test_frame_causal.py::test_adaptive_norms_by_the_formula",
+    ),
+    one(
+        "ac: action tokens are not turned by their time",
+        "nn/rope.py",
+        "np.repeat([[[1.0, 0.0, 0.0]]], before, axis=1)",
+        "np.repeat([[[0.0, 0.0, 0.0]]], before, axis=1)",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: columns of wide frames not rescaled",
+        "nn/rope.py",
+        "places[:, :, 2] *= grid[1] / grid[2]",
+        "places[:, :, 2] *= 1.0",
+        AC + "test_the_cameras_pose_and_images_that_are_not_square",
+    ),
+    one(
+        "ac: layer norms with another eps",
+        "nn/action_predictor.py",
+        "self.predictor_norm = nn.LayerNorm(width, eps=NORM_EPS)",
+        "self.predictor_norm = nn.LayerNorm(width)",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: predictions of a roll-out not layer-normed",
+        "methods/ac.py",
+        "known = torch.cat([known, losses.normalise_targets(found)], dim=1)",
+        "known = torch.cat([known, found], dim=1)",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: what is imagined is not layer-normed",
+        "methods/ac.py",
+        "return Ahead(losses.normalise_targets(found), states, past)",
+        "return Ahead(found, states, past)",
+        AC + "test_what_is_imagined_is_the_roll_out",
+    ),
+    one(
+        "ac: roll-out with actions shifted by one",
+        "methods/ac.py",
+        "known, actions[:, :step], _upto",
+        "known, actions.roll(-1, dims=1)[:, :step], _upto",
+        AC + "test_teacher_forcing_and_roll_out",
+    ),
+    one(
+        "ac: rotations composed in the wrong order",
+        "nn/pose.py",
+        "_matrix(motion[..., 3:6]) @ _matrix(pose[..., 3:6])",
+        "_matrix(pose[..., 3:6]) @ _matrix(motion[..., 3:6])",
+        "nn/test_pose.py::test_motions_are_those_of_scipy",
+    ),
+    one(
+        "dinowm: layer norms with another eps",
+        "nn/patch_predictor.py",
+        "_EPS = 1e-5",
+        "_EPS = 1e-6",
+        DINO + "test_everything",
+    ),
+    one(
+        "dinowm: gradient flows into the target",
+        "methods/dinowm.py",
+        "losses.latent_loss(ours, theirs.detach(), self.config.loss)",
+        "losses.latent_loss(ours, theirs, self.config.loss)",
+        WORLDS + "test_targets_get_no_gradient",
+    ),
+    one(
+        "roll-out: keys and values kept when the window slides",
+        "nn/rollout.py",
+        "if step == 0 or begin > 0:",
+        "if step == 0:",
+        WORLDS + "test_imagining_is_predicting_one_step_after_the_other",
+    ),
+    one(
+        "roll-out: the candidates' actions shifted by one",
+        "nn/rollout.py",
+        "steps[:, step + 1 : step + 2]",
+        "steps[:, step : step + 1]",
+        WORLDS + "test_imagining_is_predicting_one_step_after_the_other",
+    ),
+    one(
+        "frozen: the run's normalisation taken for the encoder's",
+        "methods/frozen.py",
+        "if not self._same:",
+        "if self._same:",
+        FROZEN + "test_images_give_what_the_run_gives",
+    ),
+    one(
+        "frozen: encoders go into training mode",
+        "methods/frozen.py",
+        "return super().train(False)",
+        "return super().train(mode)",
+        FROZEN + "test_frames_are_encoded_in_pieces",
+    ),
+)
+
+SOLVE, AGENT, GOOD = "plan/test_solvers.py::", "plan/test_agent.py::", "plan/test_objective.py::"
+
+PLANNING = (
+    one(
+        "cem: the worst are the elites",
+        "plan/solvers/base.py",
+        "values.topk(count, dim=1, largest=False)",
+        "values.topk(count, dim=1, largest=True)",
+        SOLVE + "test_bowl",
+    ),
+    one(
+        "solvers: a row's noise does not depend on its key",
+        "plan/solvers/base.py",
+        'repr(("plan", seed, tuple(map(int, key))))',
+        'repr(("plan", seed))',
+        SOLVE + "test_equal_keys_and_others",
+    ),
+    one(
+        "solvers: NaN is the best cost",
+        "plan/solvers/base.py",
+        "return values.nan_to_num(nan=torch.inf",
+        "return values.nan_to_num(nan=-torch.inf",
+        SOLVE + "test_nan_is_never_chosen",
+    ),
+    one(
+        "icem: no elites come back to warm rows",
+        "plan/solvers/icem.py",
+        "torch.where(start.warm[:, None, None, None], back, z[:, :old])",
+        "z[:, :old]",
+        SOLVE + "test_elites_of_icem_come_back",
+    ),
+    one(
+        "icem: cold rows get the fill as elites",
+        "plan/solvers/icem.py",
+        "torch.where(start.warm[:, None, None, None], back, z[:, :old])",
+        "back",
+        SOLVE + "test_rows_with_and_without_a_plan_before",
+    ),
+    one(
+        "mppi: the worst weigh most",
+        "plan/solvers/mppi.py",
+        "torch.softmax(-(values",
+        "torch.softmax((values",
+        "plan/test_reference.py::test_mppi_is_the_same",
+    ),
+    one(
+        "agent: nothing of the plan is carried on",
+        "plan/agent.py",
+        "if self.mpc.warm and self.mpc.execute < self.mpc.horizon else None",
+        "if False else None",
+        AGENT + "test_warm_starts_save_iterations",
+    ),
+    one(
+        "agent: history at every step of the environment",
+        "plan/agent.py",
+        "if len(row.taken) % self.space.stride == 0]",
+        "if True]",
+        AGENT + "test_history_at_the_frame_skip",
+    ),
+    one(
+        "objective: growth counts backwards",
+        "plan/objective.py",
+        "self.config.growth ** torch.arange(values.shape[-1]",
+        "self.config.growth ** -torch.arange(values.shape[-1]",
+        GOOD + "test_steps",
+    ),
+    one(
+        "objective: the reward of a later step is worth more",
+        "plan/objective.py",
+        "self.config.discount ** torch.arange(rewards",
+        "self.config.discount ** -torch.arange(rewards",
+        GOOD + "test_other_terms",
+    ),
+    one(
+        "actions: outside the bounds",
+        "plan/space.py",
+        "return self.clip(z * self.scale + self.centre)",
+        "return z * self.scale + self.centre",
+        "plan/test_space.py::test_units_are_those_of_the_data",
+    ),
+)
+
+
+LEWM, LEWM_MORE, SIGREG = "methods/test_lewm.py::", "methods/test_lewm_options.py::", "nn/test_sigreg.py::"
+RSSM, NN_HEADS = "methods/test_rssm.py::", "nn/test_heads.py::"
+
+END_TO_END = (
+    one(
+        "sigreg: each rank for itself",
+        "nn/sigreg.py",
+        "found, world = ranks.mean(found), ranks.count()",
+        "world = ranks.count()",
+        SIGREG + "test_value_and_gradient_are_the_same_on_one_and_two_processes",
+    ),
+    one(
+        "ranks: the gradient of a mean is not averaged",
+        "nn/ranks.py",
+        "        out = gradients[0].clone(memory_format=torch.contiguous_format)\n        dist.all_reduce(out)\n",
+        "        out = gradients[0].clone(memory_format=torch.contiguous_format)\n",
+        SIGREG + "test_value_and_gradient_are_the_same_on_one_and_two_processes",
+    ),
+    one(
+        "sigreg: the integral's ends count whole",
+        "nn/sigreg.py",
+        "torch.where((t > 0) & (t < t[-1]), 1.0, 0.5)",
+        "torch.ones_like(t)",
+        SIGREG + "test_statistic_is_the_formula",
+    ),
+    one(
+        "sigreg: the same directions in every step",
+        "nn/sigreg.py",
+        'noise.normal("sigreg", seed, step, ',
+        'noise.normal("sigreg", seed, step * 0, ',
+        SIGREG + "test_directions_are_keyed_by_seed_and_step",
+    ),
+    one(
+        "noise: nine rounds of Philox",
+        "nn/noise.py",
+        "for _ in range(10):",
+        "for _ in range(9):",
+        "nn/test_noise.py::test_words_are_those_of_keyed",
+    ),
+    one(
+        "lewm: keys and values kept when the window slides",
+        "nn/causal.py",
+        "            if first != start:",
+        "            if start < 0:",
+        LEWM + "test_imagining_is_the_sliding_roll_out",
+    ),
+    one(
+        "lewm: new tokens look at later ones",
+        "nn/causal.py",
+        ".tril(total - new)",
+        ".tril(total - new + 1)",
+        LEWM + "test_imagining_is_the_sliding_roll_out",
+    ),
+    one(
+        "lewm: a chunk tells one action too many",
+        "nn/causal.py",
+        "dtype=actions.dtype).tril(-1)",
+        "dtype=actions.dtype).tril(0)",
+        LEWM_MORE + "test_a_chunk_of_one_action_is_that_action",
+    ),
+    one(
+        "lewm: running statistics move in a skipped step",
+        "nn/ranks.py",
+        "running.copy_(moved if keep is None else torch.where(keep > 0, moved, running))",
+        "running.copy_(moved)",
+        LEWM + "test_a_skipped_step_leaves_the_running_statistics",
+    ),
+    one(
+        "heads: ends do not end returns",
+        "nn/heads.py",
+        'goes_on = 1 - _numbers(steps["terminated"], z) if "terminated" in steps else 1.0',
+        "goes_on = 1.0",
+        NN_HEADS + "test_value_is_the_discounted_sum_of_rewards",
+    ),
+    one(
+        "rssm: missing frames are targets",
+        "methods/rssm.py",
+        "error = (error * there).sum() / there.sum().clamp(min=1)",
+        "error = error.mean()",
+        RSSM + "test_missing_frames_are_no_targets",
+    ),
+    one(
+        "rssm: hidden frames not keyed by sample",
+        "methods/rssm.py",
+        'noise.uniform("rssm.blank", self.seed, g, frames)',
+        'noise.uniform("rssm.blank", self.seed, torch.arange(len(g)), frames)',
+        RSSM + "test_noise_is_keyed_by_sample",
+EPISODES = (
+    one(
+        "steps: actions of a window begin one step late",
+        "data/steps.py",
+        "part = values[start : start + wanted]",
+        "part = values[start + 1 : start + 1 + wanted]",
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "steps: arrays of frames ignore the stride",
+        "data/steps.py",
+        "start + self.stride * np.arange(self.frames)",
+        "start + np.arange(self.frames)",
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "steps: statistics of a chunk are repeated number by number instead of step by step",
+        "data/steps.py",
+        "return np.tile(array.mean, times), np.tile(array.std, times)",
+        "return np.repeat(array.mean, times), np.repeat(array.std, times)",
+        "data/test_steps.py::test_choices_are_one_hot",
+    ),
+    one(
+        "episode: the last action goes on where zeros are asked for",
+        "data/episode.py",
+        'if given.pad == "last" and len(values)',
+        "if len(values)",
+        "data/test_steps.py::test_a_window_longer_than_its_episode_holds_the_end",
+    ),
+    one(
+        "episode: rewards of a chunk are not summed",
+        "data/episode.py",
+        'parts.any(1) if given.chunk == "any" else parts.sum(1)',
+        'parts.any(1) if given.chunk == "any" else parts[:, -1]',
+        "data/test_steps.py::test_a_window_has_the_arrays_of_its_frames",
+    ),
+    one(
+        "arrays: a pair of parts is joined without the distance of their means",
+        "data/arrays.py",
+        " + away**2 * self.count * len(rows) / total",
+        "",
+        "data/test_arrays.py::test_statistics_in_parts_are_those_of_everything",
+    ),
+    one(
+        "arrays: NaN passes",
+        "data/arrays.py",
+        'if values.dtype.kind == "f" and not np.isfinite(values).all():',
+        "if False:",
+        "data/envs/test_rollouts.py::test_actions_that_are_nan",
+    ),
+    one(
+        "assemble: held-out episodes count in the statistics",
+        "data/assemble.py",
+        'for part in pieces.get("train", []):',
+        "for part in [part for parts in pieces.values() for part in parts]:",
+        "data/envs/test_rollouts.py::test_the_manifest_says_what_the_arrays_are",
+    ),
+    one(
+        "rollouts: all splits get the same episodes",
+        "data/sources/rollouts.py",
+        "number = _SPLIT * list(c.episodes).index(split) + episode",
+        "number = episode",
+        "data/envs/test_rollouts.py::test_episodes_of_different_splits_differ",
+    ),
+    one(
+        "swm: rewards stay with the frame that they came with",
+        "data/sources/swm.py",
+        "arrays |= {name: arrays[name][1:] for name in late}",
+        "arrays |= {name: arrays[name][:-1] for name in late}",
+        "data/test_recorded.py::test_stable_worldmodel_hdf5",
+    ),
+    one(
+        "lerobot: rows of an episode in the order of the file",
+        "data/sources/lerobot.py",
+        'table = table.sort_by("frame_index")',
+        "pass",
+        "data/test_lerobot.py::test_actions_and_states_come_with_their_frames",
+    ),
+)
+
+PLANS, RULES, SWM = "plan/test_run.py::", "plan/test_protocol.py::", "plan/test_swm.py::"
+
+EVALUATING = (
+    one(
+        "wilson: the continuity term is missing",
+        "plan/protocol.py",
+        "share * (1 - share) / n + z * z / (4 * n * n)",
+        "share * (1 - share) / n",
+        RULES + "test_wilson_is_scipys",
+    ),
+    one(
+        "protocol: a table of two tasks",
+        "plan/protocol.py",
+        'if (other["protocol"], other["fingerprint"]) != (first["protocol"], first["fingerprint"]):',
+        "if False:",
+        RULES + "test_other_tasks_are_refused",
+    ),
+    one(
+        "starts: episodes that were trained on",
+        "plan/starts.py",
+        'if goals.split in ("train", data.split):',
+        "if False:",
+        PLANS + "test_episodes_that_do_not_fit",
+    ),
+    one(
+        "starts: the last start of an episode is never drawn",
+        "plan/starts.py",
+        "np.maximum(lengths - offset, 0)",
+        "np.maximum(lengths - offset - 1, 0)",
+        PLANS + "test_starts_are_drawn_evenly_and_all_of_them_at_most",
+    ),
+    one(
+        "starts: the picture of the start is a frame late",
+        "plan/starts.py",
+        "frames[at].permute(1, 2, 0).contiguous().numpy() for at in (frame, frame + offset)",
+        "frames[at].permute(1, 2, 0).contiguous().numpy() for at in (frame + 1, frame + offset)",
+        "plan/test_run.py::test_goals_of_held_out_episodes",
+    ),
+    one(
+        "trial: an environment that failed has succeeded",
+        "plan/trial.py",
+        "self.error, self.ended, self.success = str(error), True, False",
+        "self.error, self.ended, self.success = str(error), True, True",
+        PLANS + "test_an_environment_that_fails_on_the_way",
+    ),
+    one(
+        "trial: a step beyond the budget",
+        "plan/trial.py",
+        "return self.ended or self.steps >= self.budget",
+        "return self.ended or self.steps > self.budget",
+        PLANS + "test_plans_reach_goals_and_the_file_says_how",
+    ),
+    one(
+        "planner: plans depend on what is planned beside",
+        "plan/act.py",
+        "keys=[p.index for p in problems]",
+        "keys=list(range(len(problems)))",
+        PLANS + "test_what_is_planned_depends_on_the_seed_alone",
+    ),
+    one(
+        "journal: finished episodes are planned again",
+        "plan/run.py",
+        "[p for p in found if (PLANNER, p.number) not in journal.trials]",
+        "list(found)",
+        PLANS + "test_an_interrupted_run_goes_on",
+    ),
+    one(
+        "swm: candidates are taken for actions of the environment",
+        "plan/swm.py",
+        "self.model.action_scale.back(action_candidates.to(self._device))",
+        "action_candidates.to(self._device)",
+        SWM + "test_candidates_are_in_the_units_of_the_model",
+    ),
+    one(
+        "swm: the encoding of another frame is taken",
+        "plan/swm.py",
+        "and all(map(_equal, parts, self._last[0]))",
+        "and True",
+        SWM + "test_one_encoding_for_equal_infos_and_gradients",
+    ),
+)
+
+
 TRUST, CURVES, STATE = "rollout/test_imagination.py::", "rollout/test_measure.py::", "probe/test_frames.py::"
 
 IMAGINATION = (
@@ -973,4 +1424,6 @@ IMAGINATION = (
     ),
 )
 
-MUTANTS = (*DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *IMAGINATION)
+MUTANTS = (
+    *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION,
+)  # fmt: skip

@@ -23,14 +23,26 @@ SMALL = (
 )
 SUITE = ("probes.linear.steps=20", "bootstrap.resamples=100")
 TOKENS = ("probes.attentive.duration={steps: 4}", "probes.attentive.heads=2", "probes.attentive.lr=[0.003]")
+WORLD = (
+    *("method.encoder.width=32", "method.encoder.depth=1", "method.hidden=32", "method.predictor.depth=1"),
+    *("train.batch=8", "train.duration.steps=6", "train.checkpoint_every.steps=3", "optim.warmup.steps=2"),
+    *("monitor.every.steps=6", "monitor.samples=4", "data.workers=0"),
+)
+EPISODES = ("source.episodes={train: 4, val: 2, test: 3}", "source.steps=40")
+FEW = ("bootstrap.resamples=100",)
+PLANS = ("episodes=2", "budget=10", "planner.solver={samples: 8, elites: 2, iterations: 1}", "pictures.steps=3")
 CODE = f"""
 from dataclasses import replace
 from pathlib import Path
-from jepa.demo import IMAGES, VIDEO, demo
+from jepa.demo import IMAGES, VIDEO, WORLD, demo
 if __name__ == "__main__":
     images = replace(IMAGES, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=30")}, probes={SUITE})
     video = replace(VIDEO, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=10")}, probes={(*SUITE, *TOKENS)})
-    demo(Path("demo"), seed=3, chapters=(images, video))
+    world = replace(
+        WORLD, recipe={EPISODES}, overrides={WORLD}, probes={FEW}, plans={PLANS},
+        rollouts={(*FEW, "windows.horizon=3", "pictures.decoder_steps=2", "pictures.bank=16")},
+    )
+    demo(Path("demo"), seed=3, chapters=(images, video, world))
 """
 
 
@@ -70,7 +82,12 @@ def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
     assert {row["probe"] for row in summary["probe_rows"]} >= {"knn", "linear", "ridge:x", "ridge:y"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in summary["probe_rows"])
     stages = {f"{chapter} {stage}" for chapter in ("images", "video") for stage in ("data", "train", "probe")}
+    stages |= {f"world {stage}" for stage in ("data", "train", "probe", "roll-out", "plan")}
     assert set(summary["stage_seconds"]) == stages | {"report"}
+    world = summary["chapters"]["world"]
+    assert world["steps"] == 6 and {row["policy"].split(" ")[0] for row in world["plan_rows"]} >= {"random"}
+    assert set(world["rollout"]["latent"]["l2"]) >= {"open_loop", "one_step", "copy"}
+    assert "planned" in output.lower() or "success" in output.lower()
     video = summary["chapters"]["video"]
     assert video["steps"] == 10 and video["seed"] == 3
     names = {row["encoder"].split(" (")[0] for row in video["probe_rows"]}

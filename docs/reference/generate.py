@@ -23,6 +23,8 @@ import yaml
 from jepa import config
 from jepa.data import recipe, sources
 from jepa.methods import base
+from jepa.plan import solvers
+from jepa.plan import suite as planning
 from jepa.probe import suite
 from jepa.rollout.suite import RolloutSuite
 
@@ -46,6 +48,9 @@ def render() -> str:
         options = importlib.import_module(f"jepa.data.sources.{kind}").Config
         parts += _tables(f"Source `kind: {kind}`", "source", options)
     parts += _tables("Probe suite (`eval/*.yaml`)", "", suite.Suite)
+    parts += _tables("Planning suite (`eval/*.yaml`)", "", planning.PlanSuite)
+    for name, solver in solvers.SOLVERS.items():
+        parts += _tables(f"Solver `name: {name}`", "planner.solver", solver.Config)
     parts += _tables("Roll-out suite (`eval/*-rollout.yaml`)", "", RolloutSuite)
     return "\n".join(parts)
 

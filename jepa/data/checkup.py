@@ -1,4 +1,4 @@
-"""`jepa data check` of a built data set: every sample is read from its shard and decoded, label maps with it."""
+"""`jepa data check` of a built data set: every sample is read and decoded, label maps and arrays with it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,23 @@ class _Stored(Job):
         ):
             said = "what the data set says of its frames is not true: build it again"
             return Verdict(name, "broken", {"broken": said}, "broken")
+        try:
+            _compare(split, i, len(found))
+        except (DataError, OSError) as error:
+            return Verdict(name, "broken", {"broken": str(error)}, "broken")
         return judge(name, found, len(data), self.config, time.perf_counter() - start)
+
+
+def _compare(split: Split, i: int, frames: int) -> None:
+    """Read an episode's arrays and compare their rows with its frames.
+
+    Raises:
+        DataError: they cannot be read, or do not fit.
+    """
+    for array, config in split.arrays.items():
+        rows, wanted = len(split.read_array(i, array)), frames - (config.kind == "action")
+        if rows != wanted:
+            raise DataError(f"array {array!r} has {rows} rows, {frames} frames need {wanted}: build it again")
 
 
 __all__ = ["check_built"]

@@ -15,7 +15,7 @@ from jepa.data.encode import Bad, Result, Schema
 from jepa.data.recipe import Recipe
 from jepa.data.sources.base import Maker, Source
 from jepa.data.video.crew import Crew, Job, Lost
-from jepa.errors import DataError, JepaError
+from jepa.errors import DataError, JepaError, TrainingError
 
 Encode = Callable[[Sequence[Any]], Iterator[Result]]
 
@@ -84,7 +84,13 @@ def _in_order(crew: Crew, tasks: Sequence[Any], ahead: int, deadline: float | No
             crew.put(handed, tasks[handed])
             handed += 1
         while place not in done:
-            ticket, found = crew.get()
+            try:
+                ticket, found = crew.get()
+            except TrainingError as error:
+                raise DataError(
+                    f"the processes that make samples do not start, or die one after the other ({error}). In a script "
+                    "of your own, call build() below `if __name__ == '__main__':`; finished shards are kept"
+                ) from None
             if isinstance(found, JepaError):
                 raise found
             done[ticket] = _bad(tasks[ticket], found, deadline) if isinstance(found, Lost) else found

@@ -24,6 +24,7 @@ from jepa.data.order import Order
 from jepa.data.quarantine import Quarantine
 from jepa.data.samples import TrainData
 from jepa.data.video.pool import decode_clips_in_order
+from jepa.data.windows import eval_windows, middle_windows
 from jepa.data.workers import Decoder, Loaded, decode_in_order
 from jepa.errors import DataError, TrainingError
 
@@ -179,13 +180,21 @@ def centre_batches(
     """Samples as the run's data section sees them, without chance: images cut in the middle, or the middle clip.
 
     Returns:
-        Batches with images (B, 3, H, W) or clips (B, 3, T, H, W).
+        Batches with images (B, 3, H, W) or clips (B, 3, T, H, W); with data.steps the arrays of each clip too.
 
     Raises:
         DataError: while iterating, when a sample cannot be read.
     """
     if data.clip is None:
         yield from eval_batches(split, data.image_size, batch_size, indices, workers, data.interpolation)
+        return
+    if data.steps is not None:
+        starts = middle_windows(split, data.clip, indices)
+        for batch in eval_windows(
+            split, data.clip, data.steps, data.image_size, batch_size, starts, workers=workers,
+            decoder=data.decoder, interpolation=data.interpolation, deadline=data.decode_seconds,
+        ):  # fmt: skip
+            yield replace(batch, g=batch.index)
         return
     for batch in eval_clips(
         split, replace(data.clip, clips=1), data.image_size, batch_size, indices, workers=workers,

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from jepa.data import augment, decode, labelmap, storage
+from jepa.data.arrays import Array
 from jepa.data.manifest import EXTENSION, EXTENSIONS, LENGTH, VIDEOS, Manifest, Split
 from jepa.data.video.decode import decode as decode_video
 from jepa.data.video.probe import probe
@@ -89,6 +90,7 @@ def _text(found: Manifest, counts: dict[str, dict[str, int]], shown: str, pictur
         listed = [f"{k} {v:,}" for k, v in counts[name].items()]
         more = f", and {len(listed) - _SHOWN_CLASSES} more classes" if len(listed) > _SHOWN_CLASSES else ""
         lines.append(f"{'':8} {', '.join(listed[:_SHOWN_CLASSES])}{more}")
+    lines += [f"array    {_array(name, array)}" for name, array in found.arrays.items()]
     lines += [f"note     {note}" for note in found.notes]
     if found.bad_count:
         lines.append(f"left out {found.bad_count:,} {found.media}s that could not be used, such as:")
@@ -96,6 +98,24 @@ def _text(found: Manifest, counts: dict[str, dict[str, int]], shown: str, pictur
     lines += [f"unreadable {text}" for text in unreadable[:5]]
     lines.append(f"picture  {picture} ({shown})")
     return "\n".join(lines)
+
+
+def _array(name: str, array: Array) -> str:
+    """What an array holds: its numbers, and where they lie in the training split."""
+    what = f"{array.discrete} choices" if array.discrete else f"{array.size} {array.dtype}"
+    steps = f", {array.steps} steps side by side" if array.steps > 1 else ""
+    text = f"{name}: {what} for every {array.kind}{steps}"
+    if not array.count or array.discrete:
+        return text
+    step, shown = array.size // array.steps, []
+    for i in range(min(step, _SHOWN_CLASSES)):
+        called = f"{array.names[i]} " if array.names else ""
+        unit = f" {array.units[i]}" if array.units and array.units[i] else ""
+        shown.append(
+            f"{called}{array.mean[i]:.3g} ± {array.std[i]:.3g} ({array.min[i]:.3g} to {array.max[i]:.3g}){unit}"
+        )
+    more = f", and {step - len(shown)} more" if step > len(shown) else ""
+    return f"{text}; {', '.join(shown)}{more}"
 
 
 def _size(pair: list[int]) -> str:

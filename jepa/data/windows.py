@@ -33,18 +33,29 @@ Int64 = npt.NDArray[np.int64]
 def window_starts(split: Split, clip: ClipConfig) -> Int64:
     """Windows that lie wholly in an episode, (n, 2): episode and first frame.
 
-    `clip.clips` of each episode, spread evenly over the places that there are (a single one in the middle); fewer where
-    there are fewer, none for an episode that is too short.
+    `clip.clips` of each episode, spread evenly over the places that there are (a single one in the middle) as clips
+    are; fewer where there are fewer, none for an episode that is too short.
     """
-    assert clip.stride is not None, f"{clip} does not go by frames"
-    places = split.video[:, 0].astype(np.int64) - (clip.frames - 1) * clip.stride  # of the first frame
     found = [
         (i, start)
-        for i, count in enumerate(places.tolist())
-        if count > 0
-        for start in np.unique((clips.evenly(clip.clips) * (count - 1)).astype(np.int64)).tolist()
+        for i, room in enumerate(_room(split, clip).tolist())
+        if room >= 0
+        for start in np.unique(np.minimum((clips.evenly(clip.clips) * (room + 1)).astype(np.int64), room)).tolist()
     ]
     return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def middle_windows(split: Split, clip: ClipConfig, indices: npt.ArrayLike | None = None) -> Int64:
+    """The window in the middle of each episode, (n, 2); one that is too short begins with its first frame."""
+    chosen = np.arange(len(split)) if indices is None else np.asarray(indices, dtype=np.int64)
+    room = np.maximum(0, _room(split, clip)[chosen])
+    return np.stack([chosen, np.minimum((room + 1) // 2, room)], axis=1)
+
+
+def _room(split: Split, clip: ClipConfig) -> Int64:
+    """The last frame (n,) that a whole window may begin with; below 0 for episodes that are too short."""
+    assert clip.stride is not None, f"{clip} does not go by frames"
+    return split.video[:, 0].astype(np.int64) - 1 - (clip.frames - 1) * clip.stride
 
 
 class _Windows(ClipDecoder):
@@ -154,8 +165,8 @@ def _frames(
     pixels = decode(video, wanted, backend=decoder, facts=facts).pixels
     if size is None:
         return pixels.contiguous(memory_format=torch.contiguous_format)
-    box = augment.centre_box(facts.height, facts.width, size)
+    box = augment.view_box(facts.height, facts.width, size, 0.5)  # as clips for evaluation are cut
     return clips.fit(pixels, box, size, how).transpose(0, 1)
 
 
-__all__ = ["eval_windows", "read_episode", "window_starts"]
+__all__ = ["eval_windows", "middle_windows", "read_episode", "window_starts"]

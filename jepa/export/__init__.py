@@ -7,7 +7,7 @@ from typing import Any
 
 from jepa.config import unknown_key
 from jepa.errors import ConfigError
-from jepa.export import ijepa, vjepa2
+from jepa.export import ijepa, vjepa2, vjepa2_ac
 from jepa.export.foreign import describe
 
 LAYOUTS = {  # --from NAME
@@ -15,6 +15,7 @@ LAYOUTS = {  # --from NAME
     "vjepa": vjepa2.convert_vjepa,
     "vjepa2": vjepa2.convert,
     "vjepa21": vjepa2.convert_vjepa21,
+    "vjepa2-ac": vjepa2_ac.convert,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from jepa.errors import JepaError
-from jepa.export import files, ijepa, importer, official, vjepa2
+from jepa.export import files, ijepa, importer, official, vjepa2, vjepa2_ac
 
 
 def describe(path: Path | str) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def describe(path: Path | str) -> dict[str, Any]:
 
 
 def _family(foreign: files.Foreign) -> official.Family | None:
+    if vjepa2_ac.is_ac(foreign):
+        return vjepa2_ac.FAMILY
     if vjepa2.is_vjepa(foreign):
         families = {family.layout: family for family in (vjepa2.VJEPA, vjepa2.VJEPA2, vjepa2.VJEPA21)}
         return families[vjepa2.layout_of(foreign)]

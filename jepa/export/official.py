@@ -75,7 +75,7 @@ def convert(family: Family, path: Path | str, out: Path | str, overrides: list[s
     _fill(family, parts, run, ledger)
     weights = {f"{part}.{name}": tensor.float() for part, named in parts.items() for name, tensor in named.items()}
     method.load_state_dict(weights, strict=True, assign=True)
-    return _write(family, folder, run, method, foreign, ledger, origin)
+    return write(family, folder, run, method, foreign, ledger, origin)
 
 
 def sort_keys(family: Family, foreign: files.Foreign, ledger: Ledger) -> tuple[Parts, dict[str, Any]]:
@@ -219,7 +219,7 @@ def _fill(family: Family, parts: Parts, run: RunConfig, ledger: Ledger) -> None:
         ledger.filled["predictor"] = "fresh random weights (seed 0): the file has none. Probing does not use it"
 
 
-def _write(
+def write(
     family: Family,
     folder: Path,
     run: RunConfig,
@@ -228,6 +228,7 @@ def _write(
     ledger: Ledger,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
+    """Write a run folder with a method's weights and what became of the file's keys; gives the import record."""
     used = [key for key in ledger.used if key in foreign.tensors]
     summary = {
         "layout": family.layout,

@@ -27,6 +27,7 @@ from jepa.data import Batch
 from jepa.errors import ConfigError
 from jepa.masks import Masks, Sampler
 
+_NO_METHODS = ("base", "world", "frozen")  # files beside the methods
 Schedule = dict[str, Tensor]  # 0-d float tensors on the method's device, so that new values cause no recompile
 
 
@@ -149,7 +150,7 @@ def known() -> list[str]:
     """Names of the methods that ship with the package."""
     import jepa.methods as package
 
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in ("base", "world"))
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NO_METHODS)
 
 
 def resolve(values: dict[str, Any]) -> tuple[type[Method], Any]:

@@ -10,22 +10,30 @@ loss = mean |predictor(z_t-2, z_t-1, z_t; c_t-2, c_t-1, c_t) - z_t+1|^2 + weight
 No teacher and no stopped gradient: the target is the encoder's own embedding of the next frame. There is one latent for
 each frame, so a plan is a few small matrix products; the predictor sees `history` frames.
 
-Shapes: B batch, S plans, T frames, H steps, D latent width, A numbers of an action.
+With `chunk: K` (variable-length world models, arXiv 2606.21775) it also learns to predict over 2 .. K actions at once,
+so that imagining H steps takes H / K predictions in a row, and errors add up that much less often. `straighten` adds
+the curvature of latent paths (arXiv 2603.12231); `heads` rewards, values and uncertainty.
+
+Shapes: B batch, S plans, T frames, H steps, D latent width, A numbers of an action, W runs of history, K chunk.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from jepa.data import Batch
 from jepa.errors import ConfigError
+from jepa.losses import curvature
 from jepa.masks import Masks
 from jepa.methods.base import Output, Schedule
 from jepa.methods.world import History, Space, State, WorldModel
-from jepa.nn.causal import ActionEncoder, CausalConfig, CausalPredictor
+from jepa.nn import noise
+from jepa.nn.causal import ActionEncoder, CausalConfig, CausalPredictor, ChunkEncoder, causal
 from jepa.nn.frames import FrameEncoder, Norm, Pool, Projector
+from jepa.nn.heads import Heads, HeadsConfig
 from jepa.nn.ranks import BatchNorm
 from jepa.nn.sigreg import SIGReg, SigRegConfig
 from jepa.nn.vit import EncoderConfig
@@ -46,10 +54,16 @@ class LeWMConfig:
     history: int = 3  # frames that the predictor looks back at
     predictor: CausalConfig = field(default_factory=CausalConfig)  # from latents and actions to the next latent
     sigreg: SigRegConfig = field(default_factory=SigRegConfig)  # what keeps the latents from collapsing
+    straighten: float = 0.0  # weight of the curvature of latent paths
+    chunk: int = 1  # most actions that one prediction covers; 1: as in the paper
+    heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.hidden, self.history) < 1:
-            raise ConfigError(f"latent={self.latent}, hidden={self.hidden}, history={self.history}: at least 1 each")
+        if min(self.latent, self.hidden, self.history, self.chunk) < 1 or self.straighten < 0:
+            raise ConfigError(
+                f"latent={self.latent}, hidden={self.hidden}, history={self.history}, chunk={self.chunk}: at least 1 "
+                f"each, straighten={self.straighten:g}: at least 0"
+            )
 
 
 class LeWM(WorldModel):
@@ -66,12 +80,24 @@ class LeWM(WorldModel):
             raise ConfigError("lewm needs actions: train on episodes, with a section data.steps")
         if config.space.proprio:
             raise ConfigError("lewm sees pixels only: leave data.steps.proprio out")
+        needed = max(2, config.chunk + 1, 3 if config.straighten else 2)
+        if size[0] < needed:
+            raise ConfigError(
+                f"windows of {size[0]} frames are too short: chunk={config.chunk} and straighten={config.straighten:g} "
+                f"need {needed}. Set data.clip.frames"
+            )
         latent, hidden, norm = config.latent, config.hidden, config.norm
         self.encoder = FrameEncoder(config.encoder, (size[-2], size[-1]), config.tokens, latent, hidden, norm)
         self.action_encoder = ActionEncoder(config.space.action, latent)
         self.predictor = CausalPredictor(config.predictor, latent, config.history)
         self.projector = Projector(latent, hidden, latent, norm)
         self.sigreg = SIGReg(config.sigreg)
+        space = config.space.action
+        self.chunks = ChunkEncoder(space, config.chunk, latent) if config.chunk > 1 else None
+        self.heads = Heads(config.heads, latent, latent)
+
+    def needs(self) -> dict[str, tuple[int, ...]]:
+        return super().needs() | self.heads.needs(self.size[0])
 
     def schedule(self, step: int, total_steps: float) -> dict[str, float]:
         return {"noise_step": float(step)}
@@ -79,23 +105,69 @@ class LeWM(WorldModel):
     # --- training -------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
-        history = self.window(x, batch)
-        z = self.encoder.each(history.frames)
-        error, copy = self.prediction_error(z, self.embed(history.actions))
+        assert batch is not None and batch.steps is not None, "lewm trains on episodes, got a batch without steps"
+        history, config = self.window(x, batch), self.config
+        z, actions = self.encoder.each(history.frames), self.action_scale(history.actions)
+        told: Tensor = self.action_encoder(actions)
+        predicted, error = self.prediction(z, told)
         sketch = self.sigreg(z, schedule["noise_step"], self.seed)
-        loss = error + self.config.sigreg.weight * sketch
-        return Output(loss, {"loss_prediction": error.detach(), "loss_copy": copy, "sigreg": sketch.detach()})
+        loss = error + config.sigreg.weight * sketch
+        metrics = {"loss_prediction": error, "loss_of_copy": latent_error(z[:, :-1], z[:, 1:]), "sigreg": sketch}
+        if self.chunks is not None:
+            metrics["loss_chunk"] = self.chunk_error(z, told, self.chunks(told, actions), batch.g.to(z.device))
+            loss = loss + metrics["loss_chunk"]
+        if config.straighten:
+            metrics["curvature"] = curvature(z)
+            loss = loss + config.straighten * metrics["curvature"]
+        more, parts = self.heads.loss(z, predicted, told, batch.steps, batch.g, self.seed)
+        return Output(loss + more, {name: value.detach() for name, value in (metrics | parts).items()})
 
-    def prediction_error(self, z: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error of the next latent, and that of taking the last one for it.
+    def prediction(self, z: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """The next latents of all but the last frame (B, T - 1, D), and their mean squared error over all runs.
+
+        Where the window is longer than `history`, each frame is predicted in several runs; the one with the most frames
+        before it is given back.
 
         Args:
-            z: (B, T, D) of all frames; actions: embedded, (B, T - 1, D).
+            z: (B, T, D) of all frames; told: embedded actions, (B, T - 1, D).
         """
-        predicted = self.predict(_windows(z[:, :-1], self.config.history), _windows(actions, self.config.history))
-        target = _windows(z[:, 1:], self.config.history)
-        copy = (z[:, 1:] - z[:, :-1]).detach().float().square().mean()
-        return (predicted.float() - target.float()).square().mean(), copy
+        runs = _runs(z.shape[1] - 1, self.config.history, z.device)  # (W, L)
+        predicted = self.predict(z[:, runs].flatten(0, 1), told[:, runs].flatten(0, 1)).view(len(z), *runs.shape, -1)
+        best = torch.cat([predicted[:, 0], predicted[:, 1:, -1]], dim=1)
+        return best, latent_error(predicted, z[:, runs + 1])
+
+    def chunk_error(self, z: Tensor, told: Tensor, chunks: Tensor, g: Tensor) -> Tensor:
+        """Mean squared error of predictions over 2 .. K actions: one length for each frame of each run, keyed by g.
+
+        The frames before are told single actions, as when imagining.
+
+        Args:
+            z: (B, T, D); told: (B, T - 1, D); chunks: (B, T - 1, K, D); g: sample numbers (B,).
+        """
+        runs = _runs(z.shape[1] - 1, self.config.history, z.device)  # (W, L)
+        most = (z.shape[1] - 1 - runs).clamp(max=chunks.shape[2])  # actions that follow
+        drawn = noise.uniform("chunk", self.seed, g, runs.numel()).view(-1, *runs.shape)
+        length = 2 + (drawn * (most - 1).clamp(min=1)).long()
+        fits = (most >= 2).expand_as(length)
+        rows = torch.arange(len(z), device=z.device).view(-1, 1, 1)
+        condition = chunks[rows, runs, length.clamp(max=chunks.shape[2]) - 1]
+        target = z[rows, (runs + length).clamp(max=z.shape[1] - 1)]
+        frames, count = z[:, runs].flatten(0, 1), runs.shape[1]
+        places = torch.arange(count, device=z.device)
+        single = causal(count, count, z.device)
+        mask = (
+            torch.cat([single, torch.zeros_like(single)], 1),
+            torch.cat([single.tril(-1), torch.eye(count, device=z.device) > 0], 1),
+        )
+        out = self.predictor(
+            torch.cat([frames, frames], dim=1),
+            torch.cat([told[:, runs].flatten(0, 1), condition.flatten(0, 1)], dim=1),
+            torch.cat(mask),
+            torch.cat([places, places]),
+        )
+        predicted = self.projector(out[:, count:]).unflatten(0, (len(z), -1))
+        each = (predicted.float() - target.float()).square().mean(-1)
+        return torch.where(fits, each, 0.0).sum() / fits.sum()
 
     def predict(self, z: Tensor, actions: Tensor) -> Tensor:
         """Latents (B, T, D) and embedded actions (B, T, D), T at most `history`, to next latents (B, T, D)."""
@@ -108,6 +180,7 @@ class LeWM(WorldModel):
         return out
 
     def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
+        self.heads.after_step(keep)
         for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.fold(keep)
@@ -122,9 +195,42 @@ class LeWM(WorldModel):
         return State(z.unsqueeze(2), memory={"actions": self.embed(between)})
 
     def imagine(self, state: State, actions: Tensor) -> State:
-        """Each prediction joins the window that the next one is made from."""
-        z = self.predictor.roll(state.latents.squeeze(2), state.memory["actions"], self.embed(actions), self.projector)
-        return State(z.unsqueeze(3))
+        """Each prediction joins the window that the next one is made from; with chunks, K of them at once."""
+        seen, known = state.latents.squeeze(2), state.memory["actions"]
+        scaled = self.action_scale(actions)
+        told: Tensor = self.action_encoder(scaled)
+        if self.chunks is None:
+            z = self.predictor.roll(seen, known, told, self.projector)
+        else:
+            z = self._leap(seen, known, told, self.chunks(told, scaled, every=self.config.chunk))
+        memory = {}
+        if self.heads.ensemble is not None:
+            before = torch.cat([seen[:, None, -1:].expand(-1, z.shape[1], -1, -1), z[:, :, :-1]], dim=2)
+            memory["uncertainty"] = self.heads.ensemble.disagreement(before, told)
+        return State(z.unsqueeze(3), memory=memory)
+
+    def _leap(self, seen: Tensor, known: Tensor, told: Tensor, chunks: Tensor) -> Tensor:
+        """Rounds of up to K predictions, each from the last frame of the round before, to (B, S, H, D)."""
+        batch, count, steps, _ = told.shape
+        z, known = (x.repeat_interleave(count, dim=0) for x in (seen, known))
+        known = torch.cat([known, told.flatten(0, 1)], dim=1)  # (R, T - 1 + H, D)
+        rounds, before = chunks.flatten(0, 1), z.shape[1]
+        for number in range(rounds.shape[1]):
+            first = max(0, z.shape[1] - self.config.history)
+            left = min(self.config.chunk, steps - number * self.config.chunk)
+            between = known[:, first : z.shape[1] - 1]
+            ahead = self.predictor.jump(z[:, first:], between, rounds[:, number, :left], self.projector)
+            z = torch.cat([z, ahead], dim=1)
+        return z[:, before:].view(batch, count, steps, -1)
+
+    def reward(self, state: State) -> Tensor | None:
+        return None if self.heads.reward is None else self.heads.reward(state.latents.squeeze(-2))
+
+    def value(self, state: State) -> Tensor | None:
+        return None if self.heads.value is None else self.heads.value(state.latents.squeeze(-2))
+
+    def uncertainty(self, state: State) -> Tensor | None:
+        return state.memory.get("uncertainty")
 
     def encode(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.encoder(x)
@@ -134,11 +240,16 @@ class LeWM(WorldModel):
         return {"context": self.encoder}
 
 
-def _windows(x: Tensor, length: int) -> Tensor:
-    """(B, T, D) to all its runs of `length` frames (B * W, length, D); as it is where it is no longer than that."""
-    if x.shape[1] <= length:
-        return x
-    return x.unfold(1, length, 1).permute(0, 1, 3, 2).flatten(0, 1)
+def latent_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error in float32, 0-d."""
+    return (predicted.float() - target.float()).square().mean()
+
+
+def _runs(length: int, most: int, device: torch.device) -> Tensor:
+    """Frames of all runs of at most `most` among `length`: (W, L)."""
+    each = min(length, most)
+    starts = torch.arange(length - each + 1, device=device)
+    return starts.unsqueeze(1) + torch.arange(each, device=device)
 
 
 __all__ = ["LeWM", "LeWMConfig"]

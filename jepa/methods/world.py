@@ -140,6 +140,10 @@ class WorldModel(Method):
         """Predicted reward of every imagined step (B, S, H); None for a model without such a head."""
         return None
 
+    def value(self, state: State) -> Tensor | None:
+        """Predicted return that follows every imagined step (B, S, H); None for a model without such a head."""
+        return None
+
     def uncertainty(self, state: State) -> Tensor | None:
         """How unsure the model is of every imagined step (B, S, H), larger is less sure; None where it cannot tell."""
         return None

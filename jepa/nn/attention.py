@@ -91,17 +91,21 @@ def _attend_apart(q: Tensor, k: Tensor, v: Tensor, parts: Parts) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two linear maps with an exact GELU between."""
+    """Two linear maps with an exact GELU between, each followed by dropout."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+        out: Tensor = self.fc2(self._dropped(F.gelu(self.fc1(x))))
+        return self._dropped(out)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class Block(nn.Module):
@@ -142,11 +146,10 @@ def init_transformer(module: nn.Module, blocks: nn.ModuleList, init: Init = "fix
             nn.init.trunc_normal_(part.weight, std=_STD if init == "fixed" else _STD * (768 / inputs) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
+        elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
     with torch.no_grad():
         for depth, block in enumerate(blocks, start=1):
-            assert isinstance(block, Block)
-            block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
-            block.mlp.fc2.weight.div_((2.0 * depth) ** 0.5)
+            block.get_parameter("attn.proj.weight").div_((2.0 * depth) ** 0.5)
+            block.get_parameter("mlp.fc2.weight").div_((2.0 * depth) ** 0.5)

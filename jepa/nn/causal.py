@@ -180,6 +180,25 @@ class CausalPredictor(nn.Module):
             frames = torch.cat([frames, finish(self._out(x))], dim=1)
         return frames[:, 1:].view(batch, count, steps, -1)
 
+    def jump(self, z: Tensor, known: Tensor, chunks: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """One prediction for each number of actions: what follows the last frame after 1, 2, .. K of them, at once.
+
+        Args:
+            z: (R, T, D) the newest frames, T at most `window`.
+            known: embedded actions between them (R, T - 1, D).
+            chunks: what tells the first k actions after the last frame (R, K, D).
+
+        Returns:
+            (R, K, D).
+        """
+        seen, count = z.shape[1] - 1, chunks.shape[1]
+        past = self._shared(z[:, :seen], self.told(known))
+        x = self.latent_in(z[:, seen:] + self.positions[:, seen : seen + 1]).expand(-1, count, -1)
+        mask = torch.cat([torch.ones(count, seen, device=z.device), torch.eye(count, device=z.device)], dim=1).bool()
+        for number, (block, told) in enumerate(zip(self.blocks, self.told(chunks), strict=True)):
+            x, _ = block(x, told, None if past is None else past[number], mask)
+        return finish(self._out(x))
+
     def _shared(self, z: Tensor, told: list[Tensor]) -> list[Past] | None:
         """Keys and values of the window's tokens that do not depend on a plan."""
         if not z.shape[1]:
@@ -215,6 +234,31 @@ class ActionEncoder(nn.Module):
         return out
 
 
+class ChunkEncoder(nn.Module):
+    """Several actions in a row as one: the first's own code, and for two or more what the others add to it."""
+
+    def __init__(self, actions: int, most: int, width: int) -> None:
+        """`most`: K, actions in the longest chunk."""
+        super().__init__()
+        self.most = most
+        self.fc1 = nn.Linear((most - 1) * (actions + 1), 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, first: Tensor, actions: Tensor, every: int = 1) -> Tensor:
+        """All chunks that begin at each `every`-th action, (..., T, D) and (..., T, A) to (..., T / every, K, D).
+
+        Entry k - 1 tells actions t .. t + k - 1. Those that would go past the end are of no use.
+        """
+        more = F.pad(actions, (0, 0, 0, self.most - 1))
+        runs = more.unfold(-2, self.most, every).transpose(-1, -2)[..., 1:, :]  # (..., T, K - 1, A), without the first
+        lengths = torch.ones(self.most, self.most - 1, device=actions.device, dtype=actions.dtype).tril(-1)
+        kept = runs.unsqueeze(-3) * lengths.unsqueeze(-1)  # (..., T, K, K - 1, A)
+        told = torch.cat([kept, lengths.unsqueeze(-1).expand(*kept.shape[:-1], 1)], dim=-1)
+        added = self.fc2(F.silu(self.fc1(told.flatten(-2))))
+        longer = torch.arange(self.most, device=actions.device).view(-1, 1) > 0
+        return first[..., ::every, None, :] + torch.where(longer, added, 0.0)
+
+
 def causal(new: int, total: int, device: torch.device) -> Tensor:
     """Who looks at whom, (new, total): all before the new tokens, and of those each up to itself."""
     return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
@@ -224,4 +268,4 @@ def _repeat(pair: Past, count: int) -> Past:
     return pair[0].repeat_interleave(count, dim=0), pair[1].repeat_interleave(count, dim=0)
 
 
-__all__ = ["ActionEncoder", "AdaLNBlock", "CausalConfig", "CausalPredictor", "causal"]
+__all__ = ["ActionEncoder", "AdaLNBlock", "CausalConfig", "CausalPredictor", "ChunkEncoder", "causal"]

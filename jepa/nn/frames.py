@@ -43,7 +43,7 @@ class FrameEncoder(nn.Module):
         """`latent`: D; `hidden`: inside the projector."""
         super().__init__()
         self.vit = VisionTransformer(config, image_size)
-        self.width = latent
+        self.width, self.grid = latent, (1, 1)
         self.class_token = nn.Parameter(torch.randn(1, 1, self.vit.width) * 0.02) if pool == "cls" else None
         self.projector = Projector(self.vit.width, hidden, latent, norm)
 

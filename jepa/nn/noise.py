@@ -30,8 +30,7 @@ def words(stream: str, seed: int, index: Tensor, count: int) -> Tensor:
         p0, p1 = c0 * _M0, c2 * _M1  # products of 32-bit words wrap in int64; masked, both halves are right
         c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
         k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-    shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
-    return torch.stack([c.expand(shape) for c in (c0, c1, c2, c3)], dim=-1).flatten(1)[:, :count]
+    return torch.stack([c.expand(len(flat), block.shape[1]) for c in (c0, c1, c2, c3)], dim=-1).flatten(1)[:, :count]
 
 
 def uniform(stream: str, seed: int, index: Tensor, count: int) -> Tensor:

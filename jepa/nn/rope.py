@@ -15,7 +15,6 @@ Shapes: B batch, N = T * H * W tokens, S packed rows, h heads, d features of a h
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -89,29 +88,55 @@ class RotaryTables:
                 "at least 6 is needed; use fewer heads, a larger width, or method.position.kind=sincos"
             )
         self.head_width, self.layout, self.base_grid = head_width, layout, base_grid
-        self._made: dict[tuple[Grid, torch.device, torch.dtype], Rotary] = {}
+        self._made: dict[tuple[Grid, int, torch.device, torch.dtype], Rotary] = {}
 
     def of(self, grid: Grid, like: Tensor) -> Rotary:
         """Cosines and sines (N, d) on the device of `like`, in the type that attention computes in there."""
+        return self._of(grid, 0, like)
+
+    def of_frames(self, grid: Grid, before: int, like: Tensor) -> Rotary:
+        """The same of frames that begin with `before` tokens of no place in the image: (T, before + H * W, d).
+
+        Such tokens, of an action for example, are turned by their time alone. Columns are rescaled to the number of
+        rows, which V-JEPA 2-AC does with images that are not square.
+        """
+        cosine, sine = self._of(grid, before, like)
+        return cosine.unflatten(0, (grid[0], -1)), sine.unflatten(0, (grid[0], -1))  # type: ignore[no-untyped-call]
+
+    def _of(self, grid: Grid, before: int, like: Tensor) -> Rotary:
         device = like.device
         autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)  # counted there, see jepa.cost
         dtype = torch.get_autocast_dtype(device.type) if autocast else like.dtype
-        key = (grid, device, dtype)
+        key = (grid, before, device, dtype)
         if key not in self._made:
-            cosine, sine = _tables(self.head_width, grid, self.layout, self.base_grid)
+            places = _frame_places(grid, before) if before else _places(grid, self.base_grid)
+            cosine, sine = _tables(self.head_width, places, self.layout)
             with torch.inference_mode(False):  # made while evaluating, they serve training too
                 self._made[key] = torch.from_numpy(cosine).to(device, dtype), torch.from_numpy(sine).to(device, dtype)
         return self._made[key]
 
 
-@lru_cache(maxsize=64)
-def _tables(
-    head_width: int, grid: Grid, layout: Layout, base_grid: int | None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    part = head_width // 3 // 2 * 2  # features for each of time, row, column
+def _places(grid: Grid, base_grid: int | None) -> npt.NDArray[np.float64]:
+    """Time, row and column of every token: (T * H * W, 3)."""
     places = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid), indexing="ij"), -1).reshape(-1, 3)
     if base_grid is not None:
         places[:, 1:] *= [(base_grid - 1) / max(1, side - 1) for side in grid[1:]]
+    return places
+
+
+def _frame_places(grid: Grid, before: int) -> npt.NDArray[np.float64]:
+    """The same (T * (before + H * W), 3) with tokens at (t, 0, 0) before each frame's own."""
+    places = _places(grid, None).reshape(grid[0], -1, 3)
+    places[:, :, 2] *= grid[1] / grid[2]
+    return np.concatenate([places[:, :1] * np.repeat([[[1.0, 0.0, 0.0]]], before, axis=1), places], axis=1).reshape(
+        -1, 3
+    )
+
+
+def _tables(
+    head_width: int, places: npt.NDArray[np.float64], layout: Layout
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    part = head_width // 3 // 2 * 2  # features for each of time, row, column
     frequencies = 10000.0 ** (-np.arange(part // 2) / (part / 2))
     order = np.tile(frequencies, 2) if layout == "tiled" else np.repeat(frequencies, 2)  # of the features of a part
     angles = np.zeros((len(places), head_width // 2 * 2))

@@ -88,13 +88,15 @@ class SIGReg(nn.Module):
         with ranks.full_precision(z.device):
             z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
             directions = self.directions(z.shape[-1], step, seed).to(z.dtype)
-            return self.statistic(z.transpose(0, 1) @ directions)
+            found = self.statistic(z.transpose(0, 1) @ directions)
+        return found
 
     def directions(self, width: int, step: Tensor, seed: int) -> Tensor:
         """Unit vectors (D, P)."""
         drawn = noise.normal("sigreg", seed, step, width * self.config.directions)
         drawn = drawn.view(width, self.config.directions)
-        return drawn / drawn.norm(dim=0)
+        out: Tensor = drawn / drawn.norm(dim=0)
+        return out
 
     def statistic(self, x: Tensor) -> Tensor:
         """Of projections (T, B, P)."""

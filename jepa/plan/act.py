@@ -55,7 +55,8 @@ class _Row:
     """What the planner remembers of one trial."""
 
     def __init__(self, trial: Trial, frame: Frame, proprio: Tensor | None) -> None:
-        self.trial, self.target = trial, None
+        self.trial = trial
+        self.target: Target | None = None
         self.frames: list[Frame] = [frame]
         self.actions: list[Tensor] = []  # (A,) of the model
         self.proprio = [] if proprio is None else [proprio]
@@ -106,8 +107,11 @@ class Planner:
         rows: dict[int, _Row] = {}
         for i, trial in enumerate(trials):
             frame = trial.begin()
-            if frame is not None:
-                self._guarded(trial, lambda i=i, t=trial, f=frame: rows.__setitem__(i, _Row(t, f, self._proprio(t))))
+            try:
+                if frame is not None:
+                    rows[i] = _Row(trial, frame, self._proprio(trial))
+            except DataError as error:
+                trial.fail(error)
         targets = self._targets([rows[i].trial for i in rows])
         for i, row in enumerate(rows.values()):
             row.target = targets.rows(slice(i, i + 1))
@@ -140,10 +144,11 @@ class Planner:
                 return
             row.frames.append(frame)
             row.actions.append(joined)
-            if self.model.space.proprio:
-                self._guarded(trial, lambda: row.proprio.append(self._seen_proprio(trial)))
-                if trial.done:
-                    return
+            try:
+                body = self._proprio(trial)
+            except DataError as error:
+                return trial.fail(error)
+            row.proprio += [] if body is None else [body]
             most = self.mpc.history
             if most is not None:
                 del row.frames[:-most], row.proprio[:-most]
@@ -158,7 +163,7 @@ class Planner:
         proprio = torch.stack([torch.stack(row.proprio) for row in rows]) if rows[0].proprio else None
         place = self.device
         return History(
-            frames.unflatten(0, (len(rows), count)),
+            frames.view(len(rows), count, *frames.shape[1:]),
             actions.to(place),
             None if proprio is None else proprio.to(place),
         )
@@ -180,28 +185,21 @@ class Planner:
         return torch.as_tensor(np.asarray(goal[name], np.float32).reshape(-1))
 
     def _proprio(self, trial: Trial) -> Tensor | None:
-        return self._seen_proprio(trial) if self.model.space.proprio else None
-
-    def _seen_proprio(self, trial: Trial) -> Tensor:
         wanted = self.model.space.proprio
+        if not wanted:
+            return None
         if trial.arena.config.proprio is None:
             raise ConfigError(
-                f"the model takes {wanted} numbers of proprioception with every frame: name where the environment tells "
-                "them, environment.proprio=KEY"
+                f"the model takes {wanted} numbers of proprioception with every frame: name where the environment "
+                "tells them, environment.proprio=WHERE"
             )
         found = trial.arena.proprio()
         if found.size != wanted:
             raise ConfigError(
-                f"environment.proprio={trial.arena.config.proprio} has {found.size} numbers, the model was trained with "
-                f"{wanted}"
+                f"environment.proprio={trial.arena.config.proprio} has {found.size} numbers, the model was trained "
+                f"with {wanted}"
             )
         return torch.from_numpy(found)
-
-    def _guarded(self, trial: Trial, do: Callable[[], object]) -> None:
-        try:
-            do()
-        except DataError as error:
-            trial.fail(error)
 
 
 class Scripted:

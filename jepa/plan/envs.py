@@ -61,13 +61,14 @@ class EnvConfig:
     extra: str = "env"  # the extra that installs what it needs, for messages
     kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment
     options: dict[str, Any] = field(default_factory=dict)  # of its reset
-    size: tuple[int, int] | None = None  # frames are resized to it, as the data set's were; null: as drawn
+    size: tuple[int, int] | None = None  # frames are resized to it; null: to that of the data set's, else as drawn
     start: list[CallConfig] = field(default_factory=list)  # put it into a state, with arrays of the start's frame
     goal: list[CallConfig] = field(default_factory=list)  # give it a goal, with arrays of the goal's frame
     own_goal: dict[str, str] = field(default_factory=dict)  # its own goal after a reset, by arrays; each as `success`
     success: str = "terminated"  # or where to read it: info.KEY, observation.KEY, package.module:function of env
     distance: str | None = None  # how far it is from the goal: -reward, or where to read it
     proprio: str | None = None  # where to read proprioception, for models that take it
+    alone: bool = False  # several in one process disturb each other's pictures: episodes are planned one at a time
     nothing: Any = 0  # the action of doing nothing: one number for all, or a list
     expert: str | None = None  # scripted expert, package.module:name; see `make_expert`
 
@@ -118,7 +119,8 @@ class Arena:
         self.info: Mapping[str, Any] = {}
         self.observation: Any = None
         self.choices, self.width, self.low, self.high = _actions(config.env, self.env)
-        self._shape: tuple[int, ...] | None = None
+        self.size = config.size
+        self._drawn: tuple[int, int] | None = None  # width and height of what it drew last
 
     def close(self) -> None:
         """Let go of it."""
@@ -135,16 +137,16 @@ class Arena:
             self.env.action_space.seed(seed)
 
     def begin(self, seed: int, start: Values | None, goal: Values | None) -> None:
-        """Reset, then put it into a start state and give it a goal, as far as these are given.
+        """Reset, then give it a goal and put it into a start state, as far as these are given.
 
         Raises:
             DataError: it failed, or an array is not there.
         """
         self.reset(seed)
-        if start is not None:
-            self.apply(self.config.start, start)
         if goal is not None:
             self.apply(self.config.goal, goal)
+        if start is not None:
+            self.apply(self.config.start, start)
 
     def apply(self, calls: Sequence[CallConfig], values: Values) -> None:
         """Make the calls.
@@ -178,10 +180,11 @@ class Arena:
         """
         with _asked("render"):
             frame = picture(self.env)
-        if self._shape not in (None, frame.shape):
-            raise DataError(f"it draws {_size(frame)} now, and drew {self._shape[1]} x {self._shape[0]} before")  # type: ignore[index]
-        self._shape = frame.shape
-        return resized(frame, self.config.size)
+        size = frame.shape[1], frame.shape[0]
+        before, self._drawn = self._drawn or size, size
+        if size != before:
+            raise DataError("it draws {} x {} pixels now, and {} x {} before".format(*size, *before))
+        return resized(frame, self.size)
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> Outcome:
         """One step with an action (a,), clipped to its bounds; for discrete actions one-hot or scores of the choices.
@@ -201,14 +204,14 @@ class Arena:
     def nothing(self) -> npt.NDArray[np.float32]:
         """The action of doing nothing."""
         if self.choices:
-            return np.eye(self.choices, dtype=np.float32)[int(self.config.nothing)]
-        return np.broadcast_to(np.asarray(self.config.nothing, np.float32), (self.width,)).copy()
+            return _one_hot(int(self.config.nothing), self.choices)
+        return np.array(np.broadcast_to(np.asarray(self.config.nothing, np.float32), (self.width,)))
 
     def random(self) -> npt.NDArray[np.float32]:
         """An action by chance, from its own space (seeded at the reset)."""
         drawn = self.env.action_space.sample()
         if self.choices:
-            return np.eye(self.choices, dtype=np.float32)[int(drawn)]
+            return _one_hot(int(drawn), self.choices)
         return np.asarray(drawn, np.float32).reshape(-1)
 
     def proprio(self) -> npt.NDArray[np.float32]:
@@ -221,7 +224,7 @@ class Arena:
 
     def _within(self, action: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
         space = self.env.action_space
-        return np.clip(action, self.low, self.high).astype(space.dtype).reshape(space.shape)
+        return np.asarray(np.clip(action, self.low, self.high).reshape(space.shape), space.dtype)
 
     def _read(self, what: str) -> Any:
         with _asked(f"reading {self.config.read[what]}"):
@@ -308,8 +311,8 @@ def _value(given: Any, values: Values) -> Any:
     return np.array(values[name])[part]
 
 
-def _size(frame: Frame) -> str:
-    return f"{frame.shape[1]} x {frame.shape[0]}"
+def _one_hot(choice: int, choices: int) -> npt.NDArray[np.float32]:
+    return np.array(np.arange(choices) == choice, dtype=np.float32)
 
 
 class _asked:

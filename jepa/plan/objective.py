@@ -22,6 +22,8 @@ from torch.nn.functional import cosine_similarity
 from jepa.errors import ConfigError
 from jepa.methods.world import History, State, WorldModel
 
+_NO_PROPRIO = "objective.proprio is set and the model does not predict proprioception: set it to 0"
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -60,7 +62,7 @@ class Target:
     """A goal, encoded."""
 
     latents: Tensor | None  # (B, N, D)
-    proprio: Tensor | None = None  # (B, P) in the model's units
+    proprio: Tensor | None = None  # (B, P) as the model's states have it
 
     def rows(self, index: slice | Tensor) -> Target:
         """Some of the batch."""
@@ -96,8 +98,11 @@ class Objective:
         if proprio is None and model.space.proprio:  # a goal that is only an image: at the mean, 0 for the model
             proprio = model.proprio_scale.mean.to(goal.frames.dtype).expand(len(goal.frames), -1)
         state = model.observe(History(goal.frames[:, None], empty, None if proprio is None else proprio[:, None]))
-        body = model.proprio_scale(goal.proprio) if self.config.proprio and goal.proprio is not None else None
-        return Target(model.readout(state)[:, -1], body)
+        if not self.config.proprio:
+            return Target(model.readout(state)[:, -1])
+        if state.proprio is None:
+            raise ConfigError(_NO_PROPRIO)
+        return Target(model.readout(state)[:, -1], state.proprio[:, -1])
 
     def cost(self, model: WorldModel, state: State, target: Target, chunk: int = 0) -> RolloutCost:
         """Costs of candidates that begin in `state`; `chunk`: most roll-outs at a time, 0 for all at once."""
@@ -128,7 +133,7 @@ class Objective:
             total = total + c.goal * self._over_time(self._distance(z, target.latents[:, None, None]))
         if c.proprio:
             if future.proprio is None or target.proprio is None:
-                raise ConfigError("objective.proprio is set and the model does not predict proprioception: set it to 0")
+                raise ConfigError(_NO_PROPRIO)
             gap = (future.proprio - target.proprio[:, None, None]).square().mean(-1)
             total = total + c.proprio * self._over_time(gap if c.steps == "all" else gap[:, :, -1:])
         if c.uncertainty:

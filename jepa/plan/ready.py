@@ -14,7 +14,7 @@ from jepa.errors import ConfigError, DataError
 from jepa.methods.world import WorldModel
 from jepa.plan.envs import Arena
 from jepa.plan.space import ActionSpace
-from jepa.plan.starts import Origin, Problem
+from jepa.plan.starts import Origin, Problem, mean_difference
 from jepa.plan.suite import PlanSuite
 from jepa.plan.trial import Trial
 
@@ -99,36 +99,68 @@ def _bounds(arena: Arena, suite: PlanSuite, origin: Origin) -> tuple[npt.NDArray
     return found[0], found[1]
 
 
-def check_frames(arena: Arena, problem: Problem, suite: PlanSuite) -> None:
+def check_frames(arena: Arena, problem: Problem, suite: PlanSuite) -> tuple[int, int] | None:
     """Refuse an environment that does not look like the data set, or a goal of another size, before any planning.
 
     An environment that fails here is left to the trials, which count it.
 
+    Returns:
+        (H, W) that its frames are resized to: the suite's, or those of the data set; None: as drawn.
+
     Raises:
-        ConfigError: another size, or a start that looks different.
+        ConfigError: another size or aspect, or a start that looks different.
     """
     try:
         arena.begin(problem.reset, problem.start, problem.goal if arena.config.goal else None)
         frame = arena.draw()
     except DataError:
-        return
-    height, width = frame.shape[:2]
+        return arena.size
+    if problem.goal_frame is None:
+        return arena.size
+    (height, width), (h, w) = frame.shape[:2], problem.goal_frame.shape[:2]
     shown = f"{suite.environment.env} is seen at {height} x {width} pixels (height x width)"
-    if problem.goal_frame is not None and problem.goal_frame.shape != frame.shape:
-        h, w = problem.goal_frame.shape[:2]
+    if (height, width) != (h, w):
         if suite.goals.image is not None:
             raise ConfigError(
                 f"{shown}, the goal {suite.goals.image} has {h} x {w}: draw it in the environment at that size, or set "
                 f"environment.size=[{h},{w}]"
             )
-        raise ConfigError(f"{shown}, the data set holds frames of {h} x {w}: set environment.size=[{h},{w}]")
-    if problem.start_frame is not None:
-        trial = Trial(arena, problem, 1)
-        trial.begin()
-        if trial.difference is not None and trial.difference > suite.goals.tolerance:
-            raise ConfigError(
-                f"{suite.environment.env}, put into the state of frame {problem.place['frame']} of "
-                f"{problem.place['key']}, looks different from that frame: {trial.difference:.3f} of 1 on average, "
-                f"goals.tolerance={suite.goals.tolerance:g}. Check environment.start, kwargs and options, or the version "
-                "of the environment that the episodes were recorded with"
-            )
+        if arena.size is not None or abs(height * w - width * h) > max(height, width):
+            raise ConfigError(f"{shown}, the data set holds frames of {h} x {w}: set environment.size=[{h},{w}]")
+        arena.size = (h, w)
+    _check_look(arena, problem, suite)
+    return arena.size
+
+
+def _check_look(arena: Arena, problem: Problem, suite: PlanSuite) -> None:
+    trial = Trial(arena, problem, 1)
+    trial.begin()
+    if trial.difference is not None and trial.difference > suite.goals.tolerance:
+        raise ConfigError(
+            f"{suite.environment.env}, put into the state of frame {problem.place['frame']} of episode "
+            f"{problem.place['key']}, looks different from that frame: {trial.difference:.3f} of 1 on average, "
+            f"goals.tolerance={suite.goals.tolerance:g}. Check environment.start, kwargs and options, and the version "
+            "of the environment that the episodes were recorded with"
+        )
+
+
+def check_company(arenas: tuple[Arena, Arena], problem: Problem) -> None:
+    """Refuse environments that draw something else once there is another one in the process.
+
+    Raises:
+        ConfigError: saying what to set.
+    """
+    one, other = arenas
+    try:
+        one.begin(problem.reset, problem.start, None)
+        before = one.draw()
+        other.begin(problem.reset, problem.start, None)
+        other.draw()
+        after = one.draw()
+    except DataError:  # left to the trials
+        return
+    if mean_difference(before, after) > 0.01:
+        raise ConfigError(
+            f"{one.config.env} draws something else once there is another one in the process: set "
+            "environment.alone=true, and episodes are planned one at a time"
+        )

@@ -21,7 +21,8 @@ from jepa.plan.suite import PlanSuite
 from jepa.plan.trial import Trial
 
 PLANNER = "planner"
-_NOT_TASK = ("expert", "nothing", "proprio", "extra", "modules")  # of the environment: what a policy uses, not the task
+# of the environment: what a policy sees or uses, not the task
+_NOT_TASK = ("expert", "nothing", "proprio", "extra", "modules", "size", "alone")
 
 
 def task_of(suite: PlanSuite, origin: Origin) -> dict[str, Any]:
@@ -115,8 +116,8 @@ def notes(suite: PlanSuite, problems: Sequence[Problem], journal: Journal) -> li
     far = [p.number for p, d in zip(problems, seen, strict=True) if d is not None and d > suite.goals.tolerance]
     if far:
         found.append(
-            f"in {len(far)} episodes the environment's start looks different from the data set's frame (goals.tolerance="
-            f"{suite.goals.tolerance:g}): {', '.join(map(str, far[:10]))}"
+            f"in {len(far)} episodes the environment's start looks different from the data set's frame (goals.tolerance"
+            f"={suite.goals.tolerance:g}): {', '.join(map(str, far[:10]))}"
         )
     return found
 

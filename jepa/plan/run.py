@@ -88,7 +88,9 @@ def plan(
     try:
         space = ready.action_space(arenas.get(0), settings, model, origin)
         planner = Planner(model.to(place), run_config.data, settings, space, place)
-        ready.check_frames(arenas.get(0), found[0], settings)
+        arenas.size = ready.check_frames(arenas.get(0), found[0], settings)
+        if settings.together > 1:
+            ready.check_company((arenas.get(0), arenas.get(1)), found[0])
         journal = Journal(out.with_name(f".{out.stem}.journal.jsonl"), made_of)
         who = [PLANNER, *(policy.name for policy in scripted(settings))]
         with _progress(progress) as bar:
@@ -138,7 +140,7 @@ def _plan_all(
         if seen is not None:
             pictures.draw_landscape(seen, album / "landscape.png")
 
-    for batch in _batches([p for p in found if (PLANNER, p.number) not in journal.trials], suite.batch):
+    for batch in _batches([p for p in found if (PLANNER, p.number) not in journal.trials], suite.together):
         look = first if suite.pictures.landscape and batch[0].number == 0 else None
         trials, stats = planner.run(
             [arenas.get(i) for i in range(len(batch))],
@@ -168,10 +170,12 @@ class _Arenas:
 
     def __init__(self, suite: PlanSuite) -> None:
         self._suite, self._open = suite, dict[int, Arena]()
+        self.size = suite.environment.size  # of frames
 
     def get(self, i: int) -> Arena:
         if i not in self._open:
             self._open[i] = Arena(self._suite.environment)
+        self._open[i].size = self.size
         return self._open[i]
 
     def renew(self, trials: Sequence[Trial]) -> None:

@@ -101,8 +101,8 @@ def _from_episodes(suite: PlanSuite, manifest: Manifest, data: DataConfig) -> tu
     if goals.split in ("train", data.split):
         held_out = [name for name in manifest.splits if name not in ("train", data.split)]
         raise ConfigError(
-            f"goals.split={goals.split} is a split for training; starts and goals come from episodes that the run has not "
-            f"seen: {', '.join(held_out) or f'{where} has none, build it with a test split'}"
+            f"goals.split={goals.split} is a split for training; starts and goals come from episodes that the run has "
+            f"not seen: {', '.join(held_out) or f'{where} has none, build it with a test split'}"
         )
     split = manifest.split(goals.split)
     if not manifest.arrays:
@@ -120,7 +120,8 @@ def _from_episodes(suite: PlanSuite, manifest: Manifest, data: DataConfig) -> tu
     if goals.offset % steps:
         near = sorted({max(steps, goals.offset // steps * steps), (goals.offset // steps + 1) * steps})
         raise ConfigError(
-            f"goals.offset={goals.offset} environment steps: {where} keeps a frame every {steps} steps; give one of {near}"
+            f"goals.offset={goals.offset} environment steps: {where} keeps a frame every {steps} steps; "
+            f"give one of {near}"
         )
     offset = goals.offset // steps
     chosen = [
@@ -151,9 +152,9 @@ def _places(split: Split, offset: int, count: int, seed: int, where: str, steps:
     if total < count:
         longest = int(lengths.max(initial=0))
         raise ConfigError(
-            f"{where} has {total} starts with a goal {offset * steps} environment steps later, episodes={count} are asked "
-            f"for. Its {len(lengths)} episodes have up to {max(longest - 1, 0) * steps} steps: lower goals.offset or "
-            "episodes, or build more or longer held-out episodes"
+            f"{where} has {total} starts with a goal {offset * steps} environment steps later, episodes={count} are "
+            f"asked for. Its {len(lengths)} episodes have up to {max(longest - 1, 0) * steps} steps: lower goals.offset"
+            " or episodes, or build more or longer held-out episodes"
         )
     drawn = np.sort(keyed.generator("plan.starts", seed).choice(total, count, replace=False))
     ends = np.cumsum(rooms)

@@ -33,7 +33,8 @@ class GoalsConfig:
     def __post_init__(self) -> None:
         if self.offset < 1 or not 0 < self.tolerance <= 1:
             raise ConfigError(
-                f"offset={self.offset}, tolerance={self.tolerance:g}: allowed: offset from 1, tolerance from above 0 to 1"
+                f"offset={self.offset}, tolerance={self.tolerance:g}: allowed: offset from 1, tolerance above 0, at "
+                "most 1"
             )
         if (self.source == "image") != (self.image is not None):
             raise ConfigError(
@@ -68,7 +69,7 @@ class PlannerConfig:
         Raises:
             ConfigError: numbers that do not fit together.
         """
-        history = None if self.history == "all" else self.history or frames
+        history = None if self.history == "all" else frames if self.history is None else self.history
         return MPC(self.horizon, self.execute, history, self.warm, self.chunk, self.beyond_reach)
 
 
@@ -121,6 +122,11 @@ class PlanSuite:
     pictures: PicturesConfig = field(default_factory=PicturesConfig)  # what is drawn
     published: list[PublishedPlan] = field(default_factory=list)  # figures from the literature to show beside
 
+    @property
+    def together(self) -> int:
+        """Episodes planned for at once."""
+        return 1 if self.environment.alone else min(self.batch, self.episodes)
+
     def __post_init__(self) -> None:
         if min(self.budget, self.episodes, self.batch) < 1:
             raise ConfigError(
@@ -130,8 +136,8 @@ class PlanSuite:
             raise ConfigError(f"seeds: give different numbers from 0, got {list(self.seeds)}")
         if self.goals.source != "environment" and not self.environment.goal:
             raise ConfigError(
-                f"goals.source={self.goals.source}: environment.goal is empty, so the environment would judge by a goal "
-                "of its own. Say which of its methods takes a goal"
+                f"goals.source={self.goals.source}: environment.goal is empty, so the environment would judge by a "
+                "goal of its own. Say which of its methods takes a goal"
             )
         if self.goals.source == "episodes" and not self.environment.start:
             raise ConfigError("goals.source=episodes: environment.start is empty; say which method sets its state")

@@ -11,8 +11,8 @@
     world.set_policy(policy)
     world.evaluate(dataset=..., episodes_idx=..., start_steps=..., goal_offset=25, eval_budget=50, callables=[...])
 
-Its candidates are drawn around 0 with standard deviation 1: they are actions in the units of the model, and become those
-of the environment by the statistics that travel with the weights, here for the model and in `process` for World.
+Its candidates are drawn around 0 with standard deviation 1: they are actions in the units of the model, and become
+those of the environment by the statistics that travel with the weights, here for the model and in `process` for World.
 
 Shapes: B environments, S candidates, T frames seen (1 in World), H horizon, A = action_block * a numbers of an action.
 """
@@ -139,8 +139,8 @@ class Costable(nn.Module):
         missing = [key for key in ("pixels", "goal") if key not in info]
         if missing:
             raise ConfigError(
-                f"info has no {missing[0]!r}; it has: {', '.join(sorted(info))}. Evaluate from a data set, whose frames "
-                "are the goals, or in an environment that shows its goal as info['goal']"
+                f"info has no {missing[0]!r}; it has: {', '.join(sorted(info))}. Evaluate from a data set, whose "
+                "frames are the goals, or in an environment that shows its goal as info['goal']"
             )
         size, reach = self.model.space.action, self.model.reach
         if candidates.ndim != 4 or candidates.shape[-1] != size:

@@ -60,7 +60,8 @@ class Trial:
             if self.goal is not None and self.goal.shape != frame.shape:
                 raise DataError(f"it draws {_size(frame)}, the goal is {_size(self.goal)}")
         except DataError as error:
-            return self._fail(error)
+            self.fail(error)
+            return None
         if p.start_frame is not None:
             self.difference = mean_difference(frame, p.start_frame)
         if self._filmed and self.goal is not None:
@@ -81,13 +82,11 @@ class Trial:
                     return None
             return self.arena.draw()
         except DataError as error:
-            return self._fail(error)
+            self.fail(error)
+            return None
 
     def fail(self, error: Exception) -> None:
-        """Something else than the environment failed it."""
-        self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
+        """It is over, without success."""
         self.error, self.ended, self.success = str(error), True, False
 
     def result(self) -> dict[str, Any]:

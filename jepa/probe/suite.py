@@ -214,6 +214,8 @@ def load_suite(name: str | Path, overrides: list[str] | None = None) -> Suite:
     path = resources.find("eval", name)
     values = config.override(config.read(path, kind="eval"), overrides or [])
     values.setdefault("name", path.stem)
+    if "environment" in values:
+        raise ConfigError(f"{path} is a suite for planning: run it with `jepa plan RUN --suite {path.stem}`")
     if values.get("protocol", PROTOCOL) != PROTOCOL:
         raise ConfigError(
             f"{path}: protocol {values['protocol']!r} is not the one this program measures by, {PROTOCOL!r} (as text, "

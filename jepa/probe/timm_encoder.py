@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.errors import ConfigError
+from jepa.nn.timm_model import patch_tokens
 from jepa.nn.tokens import Normalise
 from jepa.probe.features import Embed, Levels, Source
 
@@ -141,12 +142,7 @@ class _Pooled(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Patch tokens, or the positions of a feature map, row by row: (B, N, D)."""
-        maps = self._maps(images)
-        if maps.ndim == 3:  # tokens (B, N, D), class and register tokens first
-            return maps[:, getattr(self.model, "num_prefix_tokens", 0) :]
-        assert maps.ndim == 4, f"features have shape {tuple(maps.shape)}, expected 3 or 4 axes"
-        channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-        return maps.flatten(1, 2) if channels_last else maps.flatten(2).transpose(1, 2)
+        return patch_tokens(self.model, self._maps(images))
 
     def _maps(self, images: Tensor) -> Tensor:
         model: Any = self.model

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jepa.config import ClipConfig
-from jepa.data import Manifest, eval_clips
+from jepa.data import Manifest, eval_clips, read_episode
 from jepa.data.build import build
 from jepa.data.video.decode import decode
 from jepa.data.video.probe import probe
@@ -27,6 +27,8 @@ FPS = 10
 CAMERAS = ("observation.images.top", "observation.images.wrist")
 TASKS = ["push the block", "lift the block"]
 LENGTHS = [8, 11, 9, 12, 10]
+V21_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+V30_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
 def numbers(camera: str, episode: int) -> list[int]:
@@ -60,7 +62,10 @@ def joined(parts: list[bytes]) -> bytes:
 
 def info(version: str, **more: Any) -> dict[str, Any]:
     features = {c: {"dtype": "video", "shape": [48, 64, 3], "names": ["height", "width", "channels"]} for c in CAMERAS}
-    features |= {"action": {"dtype": "float32", "shape": [2]}, "photo": {"dtype": "image", "shape": [8, 8, 3]}}
+    features |= {"action": {"dtype": "float32", "shape": [2], "names": {"motors": ["pan", "lift"]}},
+                 "observation.state": {"dtype": "float32", "shape": [3], "names": ["x", "y", "z"]},
+                 "next.done": {"dtype": "bool", "shape": [1], "names": None},
+                 "photo": {"dtype": "image", "shape": [8, 8, 3]}}  # fmt: skip
     return {"codebase_version": version, "fps": FPS, "chunks_size": 3, "total_episodes": 5, "features": features,
             "splits": {"train": "0:5"}} | more  # fmt: skip
 
@@ -74,9 +79,25 @@ def tasks_of(episode: int) -> list[str]:
     return TASKS if episode == 4 else [TASKS[episode % 2]]
 
 
+def table(episodes: list[int]) -> pa.Table:
+    """What LeRobot keeps of every frame: action and state tell episode and frame; rows of an episode are mixed up."""
+    rows = [(e, t) for e in episodes for t in reversed(range(LENGTHS[e]))]
+    vectors = pa.list_(pa.float32(), 2), pa.list_(pa.float32(), 3)
+    return pa.table({
+        "action": pa.array([[e, t] for e, t in rows], type=vectors[0]),
+        "observation.state": pa.array([[e, t, 0.5] for e, t in rows], type=vectors[1]),
+        "next.done": [t == LENGTHS[e] - 1 for e, t in rows],
+        "episode_index": [e for e, _ in rows], "frame_index": [t for _, t in rows],
+    })  # fmt: skip
+
+
 def write_v21(root: Path) -> Path:
     pattern = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-    put(root / "meta/info.json", json.dumps(info("v2.1", video_path=pattern)))
+    put(root / "meta/info.json", json.dumps(info("v2.1", video_path=pattern, data_path=V21_DATA)))
+    for e in range(5):
+        path = root / V21_DATA.format(episode_chunk=e // 3, episode_index=e)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table([e]), path)
     put(
         root / "meta/tasks.jsonl", "".join(json.dumps({"task_index": i, "task": t}) + "\n" for i, t in enumerate(TASKS))
     )
@@ -91,9 +112,12 @@ def write_v21(root: Path) -> Path:
 def write_v30(root: Path, whole: int | None = None) -> Path:
     """Episodes 0 to 2 in one file, 3 and 4 in the next; `whole`: a file is coded at once, with this GOP."""
     pattern = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-    put(root / "meta/info.json", json.dumps(info("v3.0", video_path=pattern)))
-    table = pa.table({"task_index": [1, 0], "__index_level_0__": [TASKS[1], TASKS[0]]})
-    pq.write_table(table, root / "meta/tasks.parquet")
+    put(root / "meta/info.json", json.dumps(info("v3.0", video_path=pattern, data_path=V30_DATA)))
+    (root / "data/chunk-000").mkdir(parents=True)
+    for number, episodes in enumerate([[0, 1], [2, 3, 4]]):
+        pq.write_table(table(episodes), root / V30_DATA.format(chunk_index=0, file_index=number))
+    tasks = pa.table({"task_index": [1, 0], "__index_level_0__": [TASKS[1], TASKS[0]]})
+    pq.write_table(tasks, root / "meta/tasks.parquet")
     columns: dict[str, list[Any]] = {"episode_index": [], "tasks": [], "length": []}
     for e, length in enumerate(LENGTHS):
         number = int(e > 2)
@@ -101,6 +125,8 @@ def write_v30(root: Path, whole: int | None = None) -> Path:
         columns["episode_index"].append(e)
         columns["tasks"].append(tasks_of(e))
         columns["length"].append(length)
+        columns.setdefault("data/chunk_index", []).append(0)
+        columns.setdefault("data/file_index", []).append(int(e > 1))
         for camera in CAMERAS:
             places = {
                 "chunk_index": 0,
@@ -254,3 +280,49 @@ def test_the_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"cannot fetch me/robot from the Hugging Face hub.*give source\.path"):
         build("lerobot", tmp_path / "out", overrides=["source.repo=me/robot"], progress=False)
+
+
+ARRAYS = ["source.camera=observation.images.top", "source.arrays={action: action, state: observation.state}"]
+
+
+@pytest.mark.parametrize("layout", ["v21", "v30"])
+def test_actions_and_states_come_with_their_frames(layout: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    found = made(request.getfixturevalue(layout), tmp_path / "out", *ARRAYS, "episode.arrays.action.units=rad")
+    assert found.bad == [] and found.arrays["action"].names == ("pan", "lift")
+    assert found.arrays["action"].units == ("rad", "rad") and found.arrays["state"].names == ("x", "y", "z")
+    split = found.split("train")
+    lengths = set()
+    for i in range(len(split)):
+        frames, arrays = read_episode(split, i, decoder="pyav")
+        first = number_of(frames[0].permute(1, 2, 0).numpy())
+        e = first // 20
+        lengths.add(LENGTHS[e])
+        np.testing.assert_array_equal(arrays["action"], [[e, t] for t in range(LENGTHS[e] - 1)])
+        np.testing.assert_array_equal(arrays["state"], [[e, t, 0.5] for t in range(LENGTHS[e])])
+        assert len(frames) == LENGTHS[e]
+    assert lengths == set(LENGTHS)
+
+
+def test_frames_of_lerobot_are_thinned_out_with_all_their_actions(v30: Path, tmp_path: Path) -> None:
+    found = made(v30, tmp_path / "out", *ARRAYS, "episode.frame_skip=4", "episode.hold=1")
+    for i in range(5):
+        frames, arrays = read_episode(found.split("train"), i, decoder="pyav")
+        shows = [number_of(f.permute(1, 2, 0).numpy()) for f in frames]
+        e, times = shows[0] // 20, [n % 20 for n in shows]
+        assert times == [*range(0, LENGTHS[e], 4), (LENGTHS[e] - 1) // 4 * 4][: len(times)]
+        assert arrays["action"].shape == (len(frames) - 1, 8)
+        np.testing.assert_array_equal(arrays["action"][0], [e, 0, e, 1, e, 2, e, 3])
+        np.testing.assert_array_equal(arrays["action"][-1], 0)
+        np.testing.assert_array_equal(arrays["state"][:, 1], times)
+
+
+def test_features_that_are_no_arrays(v21: Path, tmp_path: Path) -> None:
+    top = ARRAYS[0]
+    with pytest.raises(ConfigError, match=r"source.arrays.state: unknown key 'observation.stat'. Did you mean"):
+        made(v21, tmp_path / "a", top, "source.arrays={state: observation.stat}")
+    with pytest.raises(ConfigError, match=r"source.arrays.eye: photo hold image, not numbers"):
+        made(v21, tmp_path / "b", top, "source.arrays={eye: photo}")
+    lost = write_v21(tmp_path / "lost")
+    (lost / V21_DATA.format(episode_chunk=0, episode_index=1)).unlink()
+    found = made(lost, tmp_path / "c", *ARRAYS)
+    assert found.bad_count == 1 and "episode_000001.parquet cannot be read" in found.bad[0]["reason"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jepa.config import ClipConfig, DataConfig, StepsConfig
-from jepa.data import Manifest, TrainData, eval_windows, make_loader, read_episode, window_starts
+from jepa.data import Manifest, TrainData, centre_batches, eval_windows, make_loader, read_episode, window_starts
 from jepa.data.build import build
 from jepa.errors import ConfigError
 from tests.data.envs.test_rollouts import centre, made
@@ -165,6 +165,17 @@ def test_windows_for_evaluation(walk: Manifest) -> None:
         eval_windows(split, clip, STEPS, (32, 32), 4, starts=[[9, 0]])
 
 
+def test_the_middle_of_an_episode_is_the_middle_clip_with_its_arrays(walk: Manifest) -> None:
+    config = section(walk)
+    with_arrays = list(centre_batches(walk.split("val"), config, 4, [1, 0]))
+    without = list(centre_batches(walk.split("val"), replace(config, steps=None), 4, [1, 0]))
+    assert len(with_arrays) == len(without) == 1 and (with_arrays[0].images == without[0].images).all()
+    assert with_arrays[0].index.tolist() == [1, 0] and with_arrays[0].steps is not None and without[0].steps is None
+    for b in range(2):
+        seen = centre(with_arrays[0].images[b].transpose(0, 1).numpy())
+        np.testing.assert_allclose(seen, with_arrays[0].steps["proprio"][b], atol=0.51)
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"steps": StepsConfig(proprio="plaec")}, "unknown key 'plaec'. Did you mean 'place'"),
     "kind": ({"steps": StepsConfig(action="state")}, r"data.steps.action=state: it has a row for every frame"),
@@ -191,3 +202,26 @@ def test_a_data_set_without_arrays(tmp_path: Path) -> None:
     found = build("bouncing-digits", tmp_path / "out", overrides=few, progress=False)
     with pytest.raises(ConfigError, match="has no arrays: it holds no episodes with actions"):
         data(found)
+
+
+@pytest.mark.parametrize("what", ["video", "array"])
+def test_an_episode_that_cannot_be_read_is_replaced_with_all_its_arrays(what: str, tmp_path: Path) -> None:
+    found = made(tmp_path / "out", episodes="{train: 7}")
+    split = found.split("train")
+    shard, offset, length = (int(n) for n in split.index[2, :3])
+    if what == "array":
+        offset, length = (int(n) for n in np.load(found.root / "train/array-state.npy")[2, :2])
+    with split.shards[shard].path.open("r+b") as tar:
+        tar.seek(offset)
+        tar.write(b"\0" * length)
+    loaded = TrainData(replace(section(found), max_bad=1.0), seed=3, run_dir=tmp_path)
+    for batch in make_loader(loaded, batch=7, total_steps=2, trace=True):
+        assert batch.steps is not None and 2 not in batch.index.tolist()
+        for b in range(7):
+            seen = centre(batch.images[b].transpose(0, 1).numpy())
+            np.testing.assert_allclose(seen, batch.steps["proprio"][b], atol=0.51)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
+    again = flat(
+        make_loader(TrainData(replace(section(found), max_bad=1.0), seed=3, run_dir=tmp_path), batch=7, total_steps=2)
+    )
+    assert len(again) == 14

@@ -33,7 +33,7 @@ def stubs(package: Path) -> list[str]:
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Raise) and node.exc and "NotImplementedError" in ast.unparse(node.exc):
-                if path != "methods/base.py":
+                if path not in ("methods/base.py", "methods/world.py"):
                     found.append(f"{path}:{node.lineno}: NotImplementedError")
             elif isinstance(node, ast.FunctionDef) and id(node) not in protocol and _does_nothing(node):
                 found.append(f"{path}:{node.lineno}: {node.name} does nothing")

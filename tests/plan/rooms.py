@@ -18,6 +18,7 @@ from jepa.methods.world import History, Space, State, WorldModel
 
 SIZE, SPEED, RADIUS, BORDER, WALL, HALF, DOOR, DOOR_HALF = 224.0, 5.0, 7.0, 14.0, 112.0, 5.0, 49.0, 14.0 + 1.75
 UNIT = 100.0  # pixels in one unit of the latents
+CHOICES = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])  # of tests/Line-v0
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class RoomsConfig:
     space: Space = field(default_factory=lambda: Space(action=2))
     reach: int | None = None
     blind: bool = False  # knows nothing of actions
+    speed: float = SPEED  # pixels of 224 in a step
+    walls: bool = True
 
 
 class Rooms(WorldModel):
@@ -59,17 +62,21 @@ class Rooms(WorldModel):
     def imagine(self, state: State, actions: Tensor) -> State:
         rows, samples, horizon = actions.shape[:3]
         place = state.latents[:, -1, 0, :][:, None].expand(rows, samples, 2) * UNIT
-        seen = []
+        seen, width = [], self.config.space.discrete or 2
         for h in range(horizon):
-            for step in actions[:, :, h].unflatten(-1, (-1, 2)).unbind(-2):
-                place = place if self.config.blind else moved(place, step)
+            steps = () if self.config.blind else actions[:, :, h].unflatten(-1, (-1, width)).unbind(-2)
+            for step in steps:
+                step = step @ CHOICES if self.config.space.discrete else step
+                place = moved(place, step, self.config.speed, self.config.walls)
             seen.append(place)
         return State(torch.stack(seen, 2)[:, :, :, None] / UNIT)
 
 
-def moved(place: Tensor, action: Tensor) -> Tensor:
+def moved(place: Tensor, action: Tensor, speed: float = SPEED, walls: bool = True) -> Tensor:
     """One step of swm/TwoRoom-v1 with its default walls, (..., 2)."""
-    wanted = (place + action.clamp(-1, 1) * SPEED).clamp(BORDER + RADIUS, SIZE - BORDER - RADIUS)
+    if not walls:
+        return place + action.clamp(-1, 1) * speed
+    wanted = (place + action.clamp(-1, 1) * speed).clamp(BORDER + RADIUS, SIZE - BORDER - RADIUS)
     x, y = wanted.unbind(-1)
     shut = (y < DOOR - DOOR_HALF) | (y > DOOR + DOOR_HALF)
     left = place[..., 0] < WALL

@@ -23,10 +23,10 @@ BENCHMARKS = (
 )  # of token probes, on others' data
 
 
-SUITES = [n for n in resources.names("eval") if "probes" in config.read_yaml(resources.find("eval", n))]
+PROBES = [name for name in resources.names("eval") if "probes" in config.read(resources.find("eval", name), "eval")]
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", PROBES)
 def test_shipped_suites_load(name):
     suite = load_suite(name)
     assert suite.name == name and suite.protocol == "1"

@@ -48,6 +48,7 @@ def open_env(name: str, modules: Sequence[str] = (), kwargs: Mapping[str, Any] |
             raise ConfigError(f"source.modules: {module} cannot be imported ({error}). Install {hint}") from None
     if "ale_py" in sys.modules:
         atari.silence()
+    warnings.filterwarnings("ignore", ".*Casting input x to numpy array")  # of environments that give tensors or lists
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unknown render modes and old versions: checked below, or the user's
@@ -64,7 +65,7 @@ def open_env(name: str, modules: Sequence[str] = (), kwargs: Mapping[str, Any] |
             f"source.env={name!r} with source.kwargs={dict(kwargs or {})} cannot be made: {_said(error)}"
         ) from None
     modes = list(env.metadata.get("render_modes") or [])
-    if "rgb_array" not in modes:
+    if "rgb_array" not in modes and (modes or not _draws(env)):  # some draw without saying so
         env.close()
         raise ConfigError(
             f"source.env={name!r} draws no pictures: it has the render modes {modes}, a video needs 'rgb_array'. "
@@ -84,6 +85,15 @@ def picture(env: Env) -> npt.NDArray[np.uint8]:
         what = f"{drawn.dtype} {drawn.shape}" if isinstance(drawn, np.ndarray) else type(drawn).__name__
         raise DataError(f"render() gave {what}; a video needs uint8 pictures (H, W, 3)")
     return drawn.copy()  # some environments draw into the same array every time
+
+
+def _draws(env: Env) -> bool:
+    try:
+        env.reset(seed=0)
+        picture(env)
+    except Exception:  # whatever an environment raises that cannot draw
+        return False
+    return True
 
 
 def load(path: str, what: str) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ _NEAR = 8.0  # pixels at which a place counts as reached; a step is 5 long
 
 
 def expert(
-    env: Any, seed: int, noise: float = 0.3, random: float = 0.3, wander: float = 0.08
+    env: Any, seed: int, noise: float = 0.3, random: float = 0.3, wander: float = 0.02
 ) -> Callable[[Any], npt.NDArray[np.float32]]:
     """Goes to places drawn anew whenever one is reached, through the door where need be; a policy for `source.policy`.
 

@@ -10,8 +10,8 @@ from jepa.data.sources.base import References, Source
 from jepa.errors import ConfigError
 
 KINDS = (
-    *("bouncing_digits", "digits", "folder", "gymnasium", "huggingface", "idx", "lerobot", "moving_digits", "rollouts"),
-    *("segments", "videos", "webdataset"),
+    *("bouncing_digits", "digits", "folder", "gymnasium", "hdf5", "huggingface", "idx", "lerobot"),
+    *("moving_digits", "npz", "rollouts", "segments", "swm", "videos", "webdataset"),
 )
 
 

@@ -3,10 +3,12 @@
     meta/info.json               layout, cameras, patterns of paths
     meta/episodes.jsonl          v2: length and task of each episode, whose video is a file of its own
     meta/episodes/*/*.parquet    v3: the same, and where in which video file each episode lies
+    data/chunk-000/*.parquet     a row for every frame: action, observation.state, ...
 
 The documented files are read here with pyarrow, not with the `lerobot` package: that one holds torch, torchvision,
 torchcodec and PyAV to older versions than this package runs on. The task is the class, and cameras of one episode
-share an original, so that they never end up on both sides of a split. Actions and states are not read.
+share an original, so that they never end up on both sides of a split. With `source.arrays` actions, states and other
+features that hold numbers come with the frames; an action that leads out of the last frame is dropped.
 """
 
 from __future__ import annotations
@@ -14,10 +16,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from jepa.data.arrays import DTYPES, ArrayConfig
+from jepa.data.sources import recorded
 from jepa.data.sources.base import Sample, Source, Span, hashed
 from jepa.errors import ConfigError, DataError
 
@@ -33,6 +40,8 @@ class Config:
     repo: str = ""  # instead of path: its name on the Hugging Face hub, e.g. lerobot/pusht
     revision: str | None = None  # branch, tag or commit on the hub; null: the newest
     camera: str | list[str] = "auto"  # one or several, e.g. observation.images.top; auto: the only one
+    arrays: dict[str, str | list[str]] | None = None  # name: feature, e.g. {action: action}; null: frames only
+    per_action: tuple[str, ...] | None = None  # arrays with a row for every action; null: action, reward, terminated
 
     def __post_init__(self) -> None:
         if self.path and self.repo:
@@ -50,6 +59,7 @@ class Episode:
     file: str  # relative to the data set
     span: tuple[float, float] | None  # seconds of the file; None: all of it
     label: int
+    data: str = ""  # file of the arrays, relative to the data set; "": none are read
 
     def __str__(self) -> str:
         return f"episode {self.number}, {self.camera} ({self.file})"
@@ -67,9 +77,13 @@ def open_source(config: Config) -> Source:
     root = Path(config.path).expanduser() if config.path else _download(config, ["meta/**"])
     info = _info(root)
     cameras = _cameras(config, info)
+    per_action = config.per_action or recorded.PER_ACTION
+    where = recorded.places(config.arrays or {}, info["features"], per_action)
     if config.repo:
-        root = _download(config, ["meta/**", *(f"videos/**{camera}/**" for camera in cameras)])
-    found = list(_episodes_v3(root, cameras) if info["codebase_version"] == "v3.0" else _episodes_v2(root, info))
+        data = ["data/**"] if where else []
+        root = _download(config, ["meta/**", *data, *(f"videos/**{camera}/**" for camera in cameras)])
+    v3 = info["codebase_version"] == "v3.0"
+    found = list(_episodes_v3(root, cameras, _V3_DATA if where else []) if v3 else _episodes_v2(root, info))
     if not found:
         raise DataError(f"{root} lists no episodes")
     tasks = _task_names(root, info["codebase_version"])
@@ -80,10 +94,15 @@ def open_source(config: Config) -> Source:
     for split, numbers in _splits(root, info).items():
         splits[split] = [
             Episode(row["episode_index"], camera, _file(root, info, row, camera), _span(row, camera),
-                    tasks.index(row["tasks"][0]) if len(row["tasks"]) == 1 else -1)
+                    tasks.index(row["tasks"][0]) if len(row["tasks"]) == 1 else -1,
+                    _path(root, info, "data_path", row, _V3_DATA) if where else "")
             for row in found if row["episode_index"] in numbers for camera in cameras
         ]  # fmt: skip
-    return Source(dict(splits), Maker(root), tasks, notes=notes, identity=lambda episode: f"episode {episode.number}")
+    arrays = _schema(where, info, per_action)
+    return Source(
+        dict(splits), Maker(root, where), tasks, notes=notes, identity=lambda episode: f"episode {episode.number}",
+        arrays=arrays,
+    )  # fmt: skip
 
 
 def _download(config: Config, patterns: list[str]) -> Path:
@@ -177,10 +196,11 @@ def _episodes_v2(root: Path, info: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 _V3 = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+_V3_DATA = ["data/chunk_index", "data/file_index"]
 
 
-def _episodes_v3(root: Path, cameras: list[str]) -> Iterator[dict[str, Any]]:
-    columns = ["episode_index", "tasks", *(f"videos/{camera}/{c}" for camera in cameras for c in _V3)]
+def _episodes_v3(root: Path, cameras: list[str], data: list[str]) -> Iterator[dict[str, Any]]:
+    columns = ["episode_index", "tasks", *data, *(f"videos/{camera}/{c}" for camera in cameras for c in _V3)]
     for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
         for row in _rows(path, columns):
             yield _checked(root, row, columns)
@@ -217,19 +237,67 @@ def _splits(root: Path, info: dict[str, Any]) -> dict[str, range]:
 
 
 def _file(root: Path, info: dict[str, Any], row: dict[str, Any], camera: str) -> str:
-    places = {c: row.get(f"videos/{camera}/{c}") for c in ("chunk_index", "file_index")}
+    places = [f"videos/{camera}/{c}" for c in ("chunk_index", "file_index")]
+    return _path(root, info, "video_path", row, places, video_key=camera)
+
+
+def _path(root: Path, info: dict[str, Any], pattern: str, row: dict[str, Any], places: list[str], **more: str) -> str:
+    """A file of an episode, by one of the patterns of meta/info.json."""
+    numbers = {place.rpartition("/")[2]: row.get(place) for place in places}
     try:
-        name = str(info["video_path"]).format(
-            video_key=camera, episode_index=row["episode_index"], episode_chunk=row.get("episode_chunk"), **places
+        name = str(info[pattern]).format(
+            episode_index=row["episode_index"], episode_chunk=row.get("episode_chunk"), **numbers, **more
         )
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{root}/meta/info.json: video_path={info.get('video_path')!r} is no pattern ({error})"
-        ) from None
+        raise DataError(f"{root}/meta/info.json: {pattern}={info.get(pattern)!r} is no pattern ({error})") from None
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{root}/meta/info.json: video_path leads out of the data set: {name}")
+        raise DataError(f"{root}/meta/info.json: {pattern} leads out of the data set: {name}")
     return name
+
+
+def _schema(where: recorded.Places, info: dict[str, Any], per_action: tuple[str, ...]) -> dict[str, ArrayConfig]:
+    """What the features hold, by meta/info.json."""
+    found = {}
+    for name, keys in where.items():
+        features = [info["features"][key] for key in keys]
+        kinds = {str(feature.get("dtype")) for feature in features}
+        if not kinds <= {*DTYPES, "int32", "int16", "uint8", "float16"}:
+            raise ConfigError(f"source.arrays.{name}: {', '.join(keys)} hold {', '.join(sorted(kinds))}, not numbers")
+        rows = [np.zeros((1, *feature.get("shape", [1])), dtype=str(feature["dtype"])) for feature in features]
+        one = recorded.gather({name: keys}, dict(zip(keys, rows, strict=True)).__getitem__)
+        names = features[0].get("names") if len(keys) == 1 else None
+        names = next(iter(names.values()), None) if isinstance(names, dict) else names
+        config = recorded.schema(one, per_action)[name]
+        fits = isinstance(names, list) and len(names) == config.size
+        found[name] = replace(config, names=tuple(map(str, names or ()))) if fits else config
+    return found
+
+
+def _table(path: Path, number: int, keys: list[str]) -> dict[str, npt.NDArray[Any]]:
+    """The features of an episode, (T, numbers) each."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigError(
+            f"LeRobot's actions and states need pyarrow, which does not import here ({error}): pip install "
+            "'jepa[lerobot]'"
+        ) from None
+    try:
+        table = pq.read_table(path, columns=[*keys, "frame_index"], filters=[("episode_index", "=", number)])
+        table = table.sort_by("frame_index")
+        return {key: np.array(table[key].to_pylist(), dtype=_numbers(table.schema.field(key).type)) for key in keys}
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        said = str(error).splitlines()[0]
+        raise DataError(f"{path.name} cannot be read ({said}): it is damaged; fetch it again") from None
+
+
+def _numbers(kind: Any) -> Any:
+    """The type of the numbers in a column, of lists or not."""
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return kind.to_pandas_dtype()
 
 
 def _span(row: dict[str, Any], camera: str) -> tuple[float, float] | None:
@@ -242,14 +310,19 @@ class Maker:
     """Names the part of a file that is an episode."""
 
     root: Path
+    where: recorded.Places
 
     def __call__(self, episode: Episode) -> Sample:
         path = self.root / episode.file
         original = hashed("episode", episode.number)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if self.where:
+            keys = list(dict.fromkeys(key for keys in self.where.values() for key in keys))
+            arrays = recorded.gather(self.where, _table(self.root / episode.data, episode.number, keys).__getitem__)
         if episode.span is not None:
-            return Sample(path, episode.label, original, str(episode), span=Span(*episode.span))
+            return Sample(path, episode.label, original, str(episode), span=Span(*episode.span), arrays=arrays)
         try:
-            return Sample(path.read_bytes(), episode.label, original, str(episode))
+            return Sample(path.read_bytes(), episode.label, original, str(episode), arrays=arrays)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror or error}") from None
 

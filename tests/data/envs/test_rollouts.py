@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jepa.data import Manifest, read_episode
+from jepa.data import Manifest, read_episode, show
 from jepa.data.build import build
 from jepa.data.envs import tworoom
 from jepa.data.envs.open import open_env
@@ -230,3 +230,16 @@ def test_players_of_other_environments() -> None:
         tworoom.expert(env, 0)
     with pytest.raises(ConfigError, match="environments|policy"):
         rollouts.Config(policy="best")
+
+
+def test_episodes_of_different_splits_differ(walk: Manifest) -> None:
+    starts = [tuple(s.read_array(i, "place")[0].tolist()) for s in walk.splits.values() for i in range(len(s))]
+    assert len(starts) == len(set(starts)) == 6
+
+
+def test_show_says_what_the_arrays_are(walk: Manifest) -> None:
+    text = show.show(walk.root, split="train").text
+    assert (
+        "array    action: 2 float32 for every action; " in text
+        and "array    terminated: 1 bool for every action" in text
+    )

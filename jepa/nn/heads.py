@@ -1,0 +1,190 @@
+"""What a world model tells besides latents: reward and value of a state, and how sure it is of a step.
+
+Shapes: ... any leading axes, B batch, T frames, D latent width, A width of what tells an action, M members, K bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa.errors import ConfigError
+from jepa.nn import noise
+
+_EDGE = 20.0  # two-hot bins reach from -20 to 20 in symlog, 5e8 in plain numbers
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Small heads on latents."""
+
+    reward: bool = False  # predict the reward of every step; `data.steps.also` must hold reward
+    value: bool = False  # and the discounted return that follows, under the policy of the data
+    discount: float = 0.99  # of the return, for one action of the model
+    bins: int = 0  # 0: one number and squared error; else so many bins and cross-entropy, for rewards of any scale
+    ensemble: int = 0  # members that predict a step each in its own way; where they differ, the model is unsure
+    width: int = 256  # of the hidden layers
+    weight: float = 1.0  # of the heads' losses
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.discount < 1 or self.bins in (1, 2) or min(self.bins, self.weight) < 0 or self.width < 1:
+            raise ConfigError(
+                f"discount={self.discount:g} must be in [0, 1), bins={self.bins} 0 or at least 3, weight="
+                f"{self.weight:g} at least 0, width={self.width} at least 1"
+            )
+        if self.ensemble == 1 or self.ensemble < 0:
+            raise ConfigError(f"ensemble={self.ensemble}: 0 for none, or at least 2 members, for one cannot disagree")
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|) (DreamerV3, arXiv 2301.04104, equation 9)."""
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+class ScalarHead(nn.Module):
+    """A number from a latent, by an MLP: directly, or as the mean of a distribution over bins (DreamerV3)."""
+
+    def __init__(self, inputs: int, width: int, bins: int = 0) -> None:
+        super().__init__()
+        self.bins = bins
+        self.fc1, self.norm, self.fc2 = nn.Linear(inputs, width), nn.LayerNorm(width), nn.Linear(width, bins or 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (...), in float32."""
+        out = self._out(x)
+        if not self.bins:
+            return out.squeeze(-1)
+        return symexp((torch.softmax(out, dim=-1) * self._centres(out)).sum(-1))
+
+    def loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """Mean over (...) of the distance to `target` (...): squared error, or cross-entropy with its two-hot bins."""
+        out, target = self._out(x), target.float()
+        if not self.bins:
+            return F.mse_loss(out.squeeze(-1), target)
+        return F.cross_entropy(out.flatten(0, -2), two_hot(symlog(target), self.bins).flatten(0, -2))
+
+    def _out(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.silu(self.norm(self.fc1(x)))).float()
+        return out
+
+    def _centres(self, like: Tensor) -> Tensor:
+        return torch.linspace(-_EDGE, _EDGE, self.bins, device=like.device)
+
+
+def two_hot(x: Tensor, bins: int) -> Tensor:
+    """Numbers (...) as weights (..., K) of the two bins around each; the bins' mean under them is the number."""
+    place = ((x.clamp(-_EDGE, _EDGE) + _EDGE) * ((bins - 1) / (2 * _EDGE))).unsqueeze(-1)
+    return (1 - (place - torch.arange(bins, device=x.device)).abs()).clamp(min=0)
+
+
+class Ensemble(nn.Module):
+    """M small models of one step, latent and action to the next latent; they share nothing but the data.
+
+    Each learns from a random half of the samples (keyed by sample number), so they agree where there was much to learn
+    from and differ where there was not (Lakshminarayanan et al., arXiv 1612.01474; Chua et al., arXiv 1805.12114).
+    Latents come detached: what they learn does not change the model.
+    """
+
+    def __init__(self, members: int, latent: int, action: int, width: int) -> None:
+        super().__init__()
+        self.members = members
+        inputs = latent + action
+        self.first = nn.Parameter(torch.randn(members, inputs, width) * inputs**-0.5)
+        self.first_bias = nn.Parameter(torch.randn(members, 1, width) * 0.1)
+        self.second = nn.Parameter(torch.randn(members, width, latent) * width**-0.5)
+        self.second_bias = nn.Parameter(torch.zeros(members, 1, latent))
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        """(..., D) and (..., A) to the members' changes of the latent (M, ..., D)."""
+        x = torch.cat([z, action.to(z.dtype)], dim=-1)
+        flat = x.flatten(0, -2).expand(self.members, -1, -1)
+        hidden = F.silu(torch.baddbmm(self.first_bias, flat, self.first))
+        out: Tensor = torch.baddbmm(self.second_bias, hidden, self.second)
+        return out.view(self.members, *x.shape[:-1], -1)
+
+    def loss(self, z: Tensor, action: Tensor, following: Tensor, g: Tensor, seed: int) -> Tensor:
+        """Mean squared error of each member on its half of the samples; z, following (B, T, D), g (B,)."""
+        error = (self(z.detach(), action.detach()).float() - (following - z).detach().float()).square()
+        mine = (noise.uniform("ensemble", seed, g.to(z.device), self.members) < 0.5).float().t()  # (M, B)
+        out: Tensor = (error.flatten(2).mean(-1) * mine).sum() / mine.sum().clamp(min=1)
+        return out
+
+    def disagreement(self, z: Tensor, action: Tensor) -> Tensor:
+        """Standard deviation over members, root mean square over the latent: (...)."""
+        spread: Tensor = self(z, action).float().var(dim=0, correction=0)
+        return spread.mean(-1).sqrt()
+
+
+class Heads(nn.Module):
+    """Those of the heads that a configuration asks for."""
+
+    def __init__(self, config: HeadsConfig, latent: int, action: int) -> None:
+        super().__init__()
+        self.config = config
+        self.reward = ScalarHead(latent, config.width, config.bins) if config.reward else None
+        self.value = ScalarHead(latent, config.width, config.bins) if config.value else None
+        self.slow = ScalarHead(latent, config.width, config.bins) if config.value else None
+        if self.value is not None and self.slow is not None:
+            self.slow.load_state_dict(self.value.state_dict())
+            self.slow.requires_grad_(False)
+        members = config.ensemble
+        self.ensemble = Ensemble(members, latent, action, config.width) if members else None
+
+    def needs(self, frames: int) -> dict[str, tuple[int, ...]]:
+        """Arrays of a window of so many frames that the losses read."""
+        return {"reward": (frames - 1, 1)} if self.config.reward or self.config.value else {}
+
+    def loss(
+        self,
+        z: Tensor,
+        predicted: Tensor,
+        action: Tensor,
+        steps: dict[str, Tensor],
+        g: Tensor,
+        seed: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the heads' losses (0-d), and each as a metric.
+
+        Args:
+            z: latents of all frames (B, T, D).
+            predicted: of all but the first, (B, T - 1, D).
+            action: what tells the actions (B, T - 1, A).
+            steps: the batch's arrays; `terminated`, where it is there, ends returns.
+            g: sample numbers (B,).
+        """
+        parts: dict[str, Tensor] = {}
+        if self.reward is not None:
+            parts["loss_reward"] = self.reward.loss(predicted, _numbers(steps["reward"], z))
+        if self.value is not None and self.slow is not None:
+            goes_on = 1 - _numbers(steps["terminated"], z) if "terminated" in steps else 1.0
+            with torch.no_grad():
+                target = _numbers(steps["reward"], z) + self.config.discount * goes_on * self.slow(z[:, 1:])
+            parts["loss_value"] = self.value.loss(z[:, :-1], target)
+        if self.ensemble is not None:
+            parts["loss_ensemble"] = self.ensemble.loss(z[:, :-1], action, z[:, 1:], g, seed)
+        total = sum(parts.values(), start=torch.zeros((), device=z.device))
+        return self.config.weight * total, {name: part.detach() for name, part in parts.items()}
+
+    @torch.no_grad()
+    def after_step(self, keep: Tensor | None = None) -> None:
+        """The slow copy of the value head follows; not at all where `keep` is 0."""
+        if self.value is None or self.slow is None:
+            return
+        for slow, fast in zip(self.slow.parameters(), self.value.parameters(), strict=True):
+            slow.lerp_(fast, 0.01) if keep is None else slow.add_((fast - slow) * (0.01 * (keep > 0)))
+
+
+def _numbers(x: Tensor, like: Tensor) -> Tensor:
+    """(B, T - 1) or (B, T - 1, 1) to (B, T - 1)."""
+    return x.reshape(x.shape[0], x.shape[1], -1).sum(-1).to(like.device)
+
+
+__all__ = ["Ensemble", "Heads", "HeadsConfig", "ScalarHead", "symexp", "symlog", "two_hot"]
