@@ -18,11 +18,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.config import ClipConfig, DataConfig
+from jepa.data import Batch, Split, eval_windows, window_starts
 from jepa.methods.world import History, State, WorldModel
+from jepa.nn.tokens import Normalise
+
+WINDOWS = 16  # looked at while training
+AHEAD = 5  # steps imagined then
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,46 @@ def imagination_metrics(model: WorldModel, windows: Windows) -> dict[str, float]
     return {name: value for name, value in metrics.items() if value < float("inf")}
 
 
+class HeldOut:
+    """A few windows of held-out episodes, the same at every look, of a world model in training.
+
+    Windows are the training's without their last frame, which the model sees, and `AHEAD` steps after them, fewer where
+    no episode is so long.
+    """
+
+    def __init__(self, split: Split, data: DataConfig) -> None:
+        assert data.clip is not None and data.steps is not None, "a world model trains on windows of episodes"
+        self.split, self.data, self.steps, self.seen = split, data, data.steps, max(1, data.clip.frames - 1)
+        self._kept: Batch | None = None
+
+    def measure(self, model: WorldModel, normalise: Normalise, device: torch.device) -> dict[str, float]:
+        """`imagination_metrics` of the windows; empty where no episode is long enough for a step."""
+        batch = self._kept = self._kept or self._read(min(AHEAD, model.reach or AHEAD))
+        if batch is None or batch.steps is None:
+            return {}
+        frames = normalise(batch.images.to(device)).transpose(1, 2)
+        proprio = batch.steps.get("proprio") if model.space.proprio else None
+        actions = batch.steps["action"].to(device)
+        return imagination_metrics(
+            model, Windows(frames, actions, None if proprio is None else proprio.to(device), self.seen)
+        )
+
+    def _read(self, horizon: int) -> Batch | None:
+        data = self.data
+        for ahead in range(horizon, 0, -1):
+            clip = replace(data.clip or ClipConfig(stride=1), frames=self.seen + ahead, clips=1, short="pad")
+            starts = window_starts(self.split, clip)
+            if len(starts):
+                some = starts[np.unique(np.linspace(0, len(starts) - 1, WINDOWS).round().astype(np.int64))]
+                read = eval_windows(
+                    self.split, clip, self.steps, data.image_size, WINDOWS, some, decoder=data.decoder,
+                    interpolation=data.interpolation,
+                )  # fmt: skip
+                return next(iter(read))
+        return None
+
+
 __all__ = [
-    "Courses", "Windows", "cosine", "courses", "euclidean", "imagination_metrics", "one_step", "seen_latents",
+    "Courses", "HeldOut", "Windows", "cosine", "courses", "euclidean", "imagination_metrics", "one_step",
+    "seen_latents",
 ]  # fmt: skip

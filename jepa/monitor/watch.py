@@ -22,7 +22,9 @@ from jepa.config import RunConfig
 from jepa.data import Batch, Manifest, Split, centre_batches
 from jepa.errors import ConfigError, DataError
 from jepa.methods.base import Method
+from jepa.methods.world import WorldModel
 from jepa.monitor.collapse import collapse_warnings
+from jepa.monitor.imagination import HeldOut
 from jepa.monitor.measures import effective_rank, knn_votes, mean_cosine, spread, weight_distance
 from jepa.nn.tokens import Normalise
 
@@ -67,6 +69,7 @@ class Monitor:
         held_out = manifest.splits.get(config.monitor.split or "", train)
         self.queries, self.bank = _choose(config, train, held_out)
         self.normalise = Normalise(config.data.mean, config.data.std).to(self.device)
+        self.episodes = HeldOut(held_out, config.data) if config.data.steps and config.data.clip else None
         self._kept: dict[str, list[Batch]] = {}
         self._history: dict[int, dict[str, float]] | None = None
 
@@ -84,6 +87,8 @@ class Monitor:
             pooled, tokens, labels = self._encode(encoders, self.queries, keep_tokens=True)
             voters, _, voter_labels = self._encode(encoders, self.bank) if self.bank else ({}, {}, labels)
             ratio = self._loss_ratio(method, step)
+            if self.episodes and isinstance(method, WorldModel):
+                metrics |= self.episodes.measure(method, self.normalise, self.device)
         for name, features in pooled.items():
             if not bool(torch.isfinite(features).all()):
                 broken.append(f"the {name} encoder's features are not finite at step {step}")

@@ -134,4 +134,4 @@ def test_a_suite_does_not_mix_frames_with_samples() -> None:
     with pytest.raises(ConfigError, match=r"put probes\.linear into a suite of its own"):
         load_suite("tworoom-state", ["probes.linear={}"])
     with pytest.raises(ConfigError, match="leave baselines.frames"):
-        load_suite("tworoom-state", ["baselines.frames=[still]"])
+        load_suite("tworoom-state", ["baselines.features=[elsewhere]"])

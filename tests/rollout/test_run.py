@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,12 +14,16 @@ from jepa import config
 from jepa.cli import app
 from jepa.data import Manifest
 from jepa.errors import ConfigError
+from jepa.monitor import Monitor
+from jepa.monitor.imagination import HeldOut
+from jepa.nn.tokens import Normalise
 from jepa.probe.footage import Footage
 from jepa.probe.run import probe
 from jepa.rollout.run import rollout
 from jepa.rollout.suite import load_suite
 from jepa.rollout.terminal import table
 from jepa.train import train
+from tests.rollout import worlds
 from tests.rollout.conftest import run_config
 
 STATE = "state={per_episode: 6, mlp: null, variables: {place: {array: place, unit: px}}}"
@@ -50,6 +55,15 @@ def test_the_same_numbers_come_out_again(dot_run: Path) -> None:
     )
     for name in ("copy", "shuffled"):
         assert first["ratios"][name]["value"] == pytest.approx(second["ratios"][name]["value"], rel=1e-5)
+
+
+def test_training_watches_imagination_on_held_out_windows(walks: Path, tmp_path: Path) -> None:
+    train(run_config(walks, "method.gain=0.75"), tmp_path / "run", monitor=Monitor, quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    looks = [line for line in lines if "health/imagined_over_copy" in line]
+    # a quarter of each action, over six windows only, some of which end at a wall
+    assert looks and 0.15 < looks[-1]["health/imagined_over_copy"] < 0.6
+    assert looks[-1]["health/shuffled_over_right"] > 2 and looks[-1]["health/imagined_error"] > 0
 
 
 def test_a_stride_gives_the_actions_of_two_steps(walks: Path, tmp_path: Path) -> None:
@@ -140,7 +154,11 @@ def test_what_does_not_fit_is_said(dot_run: Path, walks: Path, tmp_path: Path) -
 
 
 def test_an_encoder_imagines_nothing_but_is_probed(walks: Path, tmp_path: Path) -> None:
-    method = {"name": "vjepa", "encoder": {"patch": 8, "width": 32, "depth": 1, "heads": 2}, "predictor": {"width": 16, "depth": 1, "heads": 2}}  # fmt: skip
+    method = {
+        "name": "vjepa",
+        "encoder": {"patch": 8, "width": 32, "depth": 1, "heads": 2},
+        "predictor": {"width": 16, "depth": 1, "heads": 2},
+    }
     settings = config.to_dict(run_config(walks)) | {"method": method}
     settings["data"]["steps"] = None
     train(config.build(config.RunConfig, settings), tmp_path / "run", quiet=True)
@@ -148,7 +166,8 @@ def test_an_encoder_imagines_nothing_but_is_probed(walks: Path, tmp_path: Path) 
         rollout(tmp_path / "run", None, SMALL, device="cpu", progress=False)
     suite = tmp_path / "state.yaml"
     suite.write_text(
-        "probes: {frames: {per_episode: 4, mlp: null, variables: {place: {array: place}}}}\nbootstrap: {resamples: 100}\n"
+        "probes: {frames: {per_episode: 4, mlp: null, variables: {place: {array: place}}}}\n"
+        "bootstrap: {resamples: 100}\n"
     )
     rows = probe(tmp_path / "run", suite, device="cpu", progress=False)["rows"]
     assert rows[0]["encoder"] == "target (step 2)" and rows[0]["value"] > 0
@@ -157,3 +176,12 @@ def test_an_encoder_imagines_nothing_but_is_probed(walks: Path, tmp_path: Path) 
 def test_a_data_set_without_episodes_is_refused(dot_run: Path, tiny_data: Path) -> None:
     with pytest.raises(ConfigError, match="holds no episodes"):
         rollout(dot_run, None, [*SMALL, f"dataset={tiny_data}"], device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("frames", [4, 28, 40])
+def test_windows_of_the_monitor_shrink_until_an_episode_holds_them(walks: Path, frames: int) -> None:
+    data = run_config(walks, f"data.clip.frames={frames}", "data.clip.stride=1").data
+    split = Manifest.open(walks).splits["val"]
+    longest = int(split.video[:, 0].max())
+    found = HeldOut(split, data).measure(worlds.model(), Normalise(data.mean, data.std), torch.device("cpu"))
+    assert bool(found) == (longest >= frames)

@@ -34,7 +34,7 @@ class Config:
 
 
 class Centre(nn.Module):
-    """Frames (B, 3, h, w) to the centre of brightness, one token (B, 1, 2) of x and y."""
+    """Frames (B, 3, h, w) to the centre of brightness, one token (B, 1, 2) of x and y; clips one of each frame."""
 
     width = 2
 
@@ -43,6 +43,8 @@ class Centre(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 5:
+            return self(x.transpose(1, 2).flatten(0, 1)).view(len(x), x.shape[2], 2)
         light = x.mean(dim=1)
         y, x_ = (torch.arange(n, dtype=light.dtype) for n in light.shape[1:])
         total = light.sum(dim=(1, 2))
