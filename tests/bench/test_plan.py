@@ -43,7 +43,15 @@ def test_other_weights_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["samples=4", "iterations=1", "horizon=2", "image_size=28", "rounds=1", "reference=false"]
+    small = [
+        "samples=4",
+        "iterations=1",
+        "horizon=2",
+        "image_size=28",
+        "rounds=1",
+        "reference=false",
+        "clock=processor",
+    ]
     assert cli.main(["bench", "plan", *small, "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["figures"]["parameters"]["value"] > 15e6 and "speedup" not in found["figures"]
