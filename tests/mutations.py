@@ -1281,7 +1281,7 @@ EVALUATING = (
         "plan/starts.py",
         "frames[at].permute(1, 2, 0).contiguous().numpy() for at in (frame, frame + offset)",
         "frames[at].permute(1, 2, 0).contiguous().numpy() for at in (frame + 1, frame + offset)",
-        "plan/test_run.py::test_goals_of_held_out_episodes",
+        PLANS + "test_pictures_are_those_of_the_states",
     ),
     one(
         "trial: an environment that failed has succeeded",

@@ -30,15 +30,15 @@ class ObjectiveConfig:
     """Weights and kinds of the terms; a weight of 0 leaves the term out."""
 
     distance: Literal["l1", "l2", "cosine"] = "l2"  # l2 is squared
-    steps: Literal["last", "all"] = "last"
+    steps: Literal["last", "all"] = "last"  # where the goal is to be: at the plan's end, or at every step
     growth: float = 1.0  # of the weights from one step to the next, with steps: all; they sum to 1
     tokens: Literal["patch", "pooled"] = "patch"  # token by token, or their mean over the frame
     reduce: Literal["mean", "sum"] = "mean"  # over tokens and width; the sum is LeWM's
-    goal: float = 1.0
+    goal: float = 1.0  # weight of the distance to the goal
     proprio: float = 0.0  # mean squared difference in the model's units
-    uncertainty: float = 0.0
-    reward: float = 0.0
-    discount: float = 0.99
+    uncertainty: float = 0.0  # weight of how unsure the model is
+    reward: float = 0.0  # weight of the predicted reward, and value
+    discount: float = 0.99  # of rewards, per step
 
     def __post_init__(self) -> None:
         if self.growth <= 0 or not 0 < self.discount <= 1:

@@ -69,6 +69,9 @@ def _caption(result: Result, task: dict[str, Any], episodes: int) -> str:
     else:
         words.append(f"{episodes} starts of the environment, goals of {goals['source']}")
     words.append(f"budget {task['budget']} steps; steps: mean of the successes; distance: median at the end")
+    planning = result["rows"][0].get("planning")
+    if planning:
+        words.append(f"s/plan is for {planning['rows_per_plan']:.3g} episodes together, ms/step for one of them")
     failed = [f"{row['policy']} {row['failed']}" for row in result["rows"] if row["failed"]]
     if failed:
         words.append(f"episodes in which the environment failed, counted as no success: {', '.join(failed)}")

@@ -22,9 +22,9 @@ from jepa.plan.space import ActionSpace
 class CategoricalConfig:
     """Settings."""
 
-    samples: int = 300
-    elites: int = 30
-    iterations: int = 10
+    samples: int = 300  # candidates of an iteration
+    elites: int = 30  # best candidates that the next iteration is drawn around
+    iterations: int = 10  # of a search
     momentum: float = 0.1  # share of the old probabilities kept
     smoothing: float = 0.01  # added to every share, so that no choice is given up for good
     trust: float = 0.5  # first probability of the plan before, the rest being spread evenly

@@ -21,9 +21,9 @@ from jepa.plan.space import ActionSpace
 class CEMConfig:
     """Settings, in the units of the search (1 is one standard deviation of the data's actions)."""
 
-    samples: int = 300
-    elites: int = 30
-    iterations: int = 30
+    samples: int = 300  # candidates of an iteration
+    elites: int = 30  # best candidates that the next iteration is drawn around
+    iterations: int = 30  # of a search
     std: float = 1.0  # first spread
     min_std: float = 0.0  # never narrower; a little helps receding horizons
     momentum: float = 0.0  # share of the old mean and spread kept

@@ -23,15 +23,15 @@ _WIDEST = 0.999  # of the way to the bounds, where tanh still has a slope
 class GradientConfig:
     """Settings, in the units of the search."""
 
-    restarts: int = 16
-    iterations: int = 60
-    lr: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
+    restarts: int = 16  # searches from different beginnings, side by side
+    iterations: int = 60  # steps of Adam
+    lr: float = 0.1  # learning rate
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's running averages of gradient and square
     std: float = 1.0  # of the restarts
     bounds: Literal["project", "tanh"] = "project"  # back to the bounds after every step, or squashed into them
     noise: float = 0.0  # added to the actions at every step
-    colour: float = 0.0
-    smooth: float = 0.0
+    colour: float = 0.0  # of the restarts over time: 0 white, 2 red
+    smooth: float = 0.0  # weight of squared changes between actions
 
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.iterations < 1 or self.lr <= 0:

@@ -25,17 +25,17 @@ from jepa.plan.space import ActionSpace
 class ICEMConfig:
     """Settings; elites, reuse, decay, momentum, std and colour as in the paper."""
 
-    samples: int = 300
-    elites: int = 10
-    iterations: int = 10
-    std: float = 0.5
-    min_std: float = 0.0
-    momentum: float = 0.1
-    colour: float = 2.0
+    samples: int = 300  # candidates of the first iteration
+    elites: int = 10  # best candidates that the next iteration is drawn around
+    iterations: int = 10  # of a search
+    std: float = 0.5  # first spread
+    min_std: float = 0.0  # never narrower
+    momentum: float = 0.1  # share of the old mean and spread kept
+    colour: float = 2.0  # of the noise over time: 0 white, 2 red
     reuse: float = 0.3  # share of the elites that comes back
     decay: float = 1.25  # of the population, per iteration
     give: str = "best"  # or mean
-    smooth: float = 0.0
+    smooth: float = 0.0  # weight of squared changes between actions
 
     def __post_init__(self) -> None:
         check_counts("icem", samples=self.samples, elites=self.elites, iterations=self.iterations)

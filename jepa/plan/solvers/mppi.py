@@ -21,16 +21,16 @@ from jepa.plan.space import ActionSpace
 class MPPIConfig:
     """Settings, those of TD-MPC2."""
 
-    samples: int = 512
+    samples: int = 512  # candidates of an iteration
     elites: int = 64  # only the best are weighed; as many as samples: all of them
-    iterations: int = 6
+    iterations: int = 6  # of a search
     temperature: float = 0.5  # in the units of the cost
     relative: bool = False  # the temperature is one of the standard deviation of the elites' costs instead
-    std: float = 2.0
-    min_std: float = 0.05
+    std: float = 2.0  # first spread
+    min_std: float = 0.05  # never narrower
     adapt: bool = True  # the spread follows the weighted elites; off: it stays, as in the original
-    colour: float = 0.0
-    smooth: float = 0.0
+    colour: float = 0.0  # of the noise over time: 0 white, 2 red
+    smooth: float = 0.0  # weight of squared changes between actions
 
     def __post_init__(self) -> None:
         check_counts("mppi", samples=self.samples, elites=self.elites, iterations=self.iterations)

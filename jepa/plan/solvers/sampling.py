@@ -19,11 +19,11 @@ from jepa.plan.space import ActionSpace
 class SamplingConfig:
     """Settings."""
 
-    samples: int = 300
+    samples: int = 300  # candidates of an iteration
     iterations: int = 1  # rounds around the best so far; the original has one
-    std: float = 1.0
+    std: float = 1.0  # spread of the noise
     colour: float = 0.0  # smooth noise instead of the original's splines
-    smooth: float = 0.0
+    smooth: float = 0.0  # weight of squared changes between actions
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.iterations < 1:
