@@ -43,7 +43,7 @@ class _InOrder(TyperGroup):
 app = typer.Typer(
     name="jepa",
     cls=_InOrder,
-    help="JEPAs from shards to plans: pretraining, frozen probes, world models, reports. Start with `jepa demo` or `jepa train --help`.",
+    help="JEPAs from shards to plans: pretraining, frozen probes, world models, reports. Start with `jepa demo`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

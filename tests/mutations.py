@@ -1077,7 +1077,6 @@ PLANNING = (
     ),
 )
 
-
 LEWM, LEWM_MORE, SIGREG = "methods/test_lewm.py::", "methods/test_lewm_options.py::", "nn/test_sigreg.py::"
 RSSM, NN_HEADS = "methods/test_rssm.py::", "nn/test_heads.py::"
 
@@ -1165,6 +1164,9 @@ END_TO_END = (
         'noise.uniform("rssm.blank", self.seed, g, frames)',
         'noise.uniform("rssm.blank", self.seed, torch.arange(len(g)), frames)',
         RSSM + "test_noise_is_keyed_by_sample",
+    ),
+)
+
 EPISODES = (
     one(
         "steps: actions of a window begin one step late",
@@ -1327,7 +1329,6 @@ EVALUATING = (
     ),
 )
 
-
 TRUST, CURVES, STATE = "rollout/test_imagination.py::", "rollout/test_measure.py::", "probe/test_frames.py::"
 
 IMAGINATION = (
@@ -1425,5 +1426,6 @@ IMAGINATION = (
 )
 
 MUTANTS = (
-    *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES, *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION,
+    *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES,
+    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION,
 )  # fmt: skip
