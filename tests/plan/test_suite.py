@@ -12,7 +12,7 @@ from jepa.plan import solvers
 from jepa.plan.suite import load_suite
 from jepa.probe.suite import load_suite as load_probes
 
-PLANS = [name for name in resources.names("eval") if "probes" not in config.read(resources.find("eval", name), "eval")]
+PLANS = [n for n in resources.names("eval") if "environment" in config.read(resources.find("eval", n), "eval")]
 
 
 @pytest.mark.parametrize("name", PLANS)
