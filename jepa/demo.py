@@ -53,7 +53,11 @@ class Chapter:
 IMAGES = Chapter("images", "digits", "demo", "digits")
 VIDEO = Chapter("video", "moving-digits", "demo-video", "moving-digits", "video")
 WORLD = Chapter(
-    "world", "tworoom", "demo-world", "tworoom-state", "world", rollout="tworoom-rollout", plan="tworoom-demo"
+    *("world", "tworoom", "demo-world", "tworoom-state", "world"),
+    probes=("probes.frames.episodes=120",),
+    rollout="tworoom-rollout",
+    rollouts=("state.episodes=120", "pictures.decoder_steps=600"),
+    plan="tworoom-demo",
 )
 CHAPTERS = (IMAGES, VIDEO, WORLD)
 
