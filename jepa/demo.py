@@ -54,9 +54,10 @@ IMAGES = Chapter("images", "digits", "demo", "digits")
 VIDEO = Chapter("video", "moving-digits", "demo-video", "moving-digits", "video")
 WORLD = Chapter(
     *("world", "tworoom", "demo-world", "tworoom-state", "world"),
-    probes=("probes.frames.episodes=120",),
+    recipe=("source.episodes={train: 300, val: 30, test: 50}",),
+    probes=("probes.frames.episodes=80",),
     rollout="tworoom-rollout",
-    rollouts=("state.episodes=120", "pictures.decoder_steps=600"),
+    rollouts=("state.episodes=80", "pictures.decoder_steps=600"),
     plan="tworoom-demo",
 )
 CHAPTERS = (IMAGES, VIDEO, WORLD)

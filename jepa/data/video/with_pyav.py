@@ -32,7 +32,7 @@ _Skip = Literal["DEFAULT", "NONREF"]
 _BEGINNING = -(2**62)  # before every time stamp
 # decoders that may be told for every packet to pass over frames that nothing refers to
 _SKIPPING = ("h264", "hevc")
-_PLAIN = ("yuv420p", "yuvj420p")
+_PLAIN = ("yuv420p", "yuvj420p", "yuv444p")  # of 4:4:4 every pixel has its colour, so no mark says where it lies
 _UNSEEKABLE = ("mpeg",)  # a program stream: seeking lands inside of frames
 
 
