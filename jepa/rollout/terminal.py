@@ -11,9 +11,9 @@ from rich.table import Table
 Result = dict[str, Any]
 COURSES = {
     "open_loop": "open loop", "one_step": "one step", "copy": "last frame copied", "shuffled": "another's actions",
-    "zero": "no action", "read_off": "read off real frames",
+    "zero": "no action", "read_off": "real frames read",
 }  # fmt: skip
-SHOWN = 8  # most steps in a table
+SHOWN = 4  # most steps in a table: what 80 columns hold
 
 
 def table(result: Result) -> Table:
@@ -41,7 +41,9 @@ def table(result: Result) -> Table:
             made.add_row(escape(name) if i == 0 else "", shown, *values)
         made.add_section()
     for name, curve in result["ratios"].items():
-        words = "open loop / last frame" if name == "copy" else f"{COURSES[name]} / right actions"
+        words = (
+            "open loop / copied" if name == "copy" else {"shuffled": "another's / right", "zero": "none / right"}[name]
+        )
         values = [f"{curve['value'][step]:.2f}" for step in steps]
         made.add_row("latent ratio", words, *values)
     return made

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from jepa import config
+from jepa import config, resources
 from jepa.checkpoint import frozen
 from jepa.config import RunConfig
 from jepa.errors import ConfigError
@@ -72,3 +72,10 @@ def test_an_encoder_must_be_named() -> None:
             frozen.resolve(run.method, run.data)
         with pytest.raises(ConfigError, match=r"method\.encoder\.path|method\.space\.action"):
             base.create(run.method, run.data.size)
+
+
+def test_windows_end_with_their_episodes() -> None:
+    """A clip starts over at a video's end unless told otherwise, and no action leads there."""
+    shipped = [config.load(name) for name in resources.names("configs") if name != "debug"]
+    worlds = [run for run in shipped if run.data.steps is not None]
+    assert len(worlds) >= len(SHIPPED) + 3 and all(run.data.clip and run.data.clip.short != "loop" for run in worlds)

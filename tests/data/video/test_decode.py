@@ -37,6 +37,7 @@ FILMS = {
     "ntsc": lambda: film(60, rate=Fraction(30000, 1001)),
     "one-frame": lambda: film(1),
     "odd": lambda: film(40, codec="mpeg4", size=(49, 67)),
+    "444": lambda: film(40, size=(48, 64), pixels="yuv444p"),
     "odd-444": lambda: film(40, size=(49, 67), pixels="yuv444p"),
     "422": lambda: film(40, pixels="yuv422p"),
     "rgb": lambda: film(40, codec="libx264rgb", pixels="rgb24"),

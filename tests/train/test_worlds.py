@@ -1,0 +1,134 @@
+"""World models through the whole loop: what they take from data set and encoder, and that they go on exactly."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jepa import checkpoint, config
+from jepa.config import RunConfig
+from jepa.data import Manifest
+from jepa.data.build import build
+from jepa.errors import CheckpointError, ConfigError
+from jepa.methods import base
+from jepa.methods.world import WorldModel
+from jepa.train import train
+from tests.tiny import VALUES
+from tests.train import runs
+
+LEWM = {
+    "name": "lewm",
+    "encoder": {"patch": 8, "width": 32, "depth": 1, "heads": 2},
+    "latent": 16,
+    "hidden": 32,
+    "predictor": {"depth": 1, "width": 16, "heads": 2, "head_width": 8, "hidden": 32, "dropout": 0.1},
+    "sigreg": {"directions": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 episodes of 13 frames of 16 x 16 in which a bright square goes where the action says."""
+    files, out = tmp_path_factory.mktemp("walks"), tmp_path_factory.mktemp("data") / "walks"
+    for episode in range(12):
+        rng = np.random.default_rng(episode)
+        action = rng.uniform(-2, 2, (12, 2)).astype(np.float32)
+        place = np.clip(6 + np.concatenate([np.zeros((1, 2)), action.cumsum(0)]), 0, 12).astype(np.float32)
+        frames = np.full((13, 16, 16, 3), 40, dtype=np.uint8)
+        for frame, (x, y) in zip(frames, place.round().astype(int), strict=True):
+            frame[y : y + 4, x : x + 4] = 220
+        folder = files / ("train" if episode < 9 else "test")
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / f"{episode:02d}.npz", frames=frames, action=action, state=place)
+    build("npz", out, overrides=["name=walks", f"source.path={files}", "shards.max_samples=5"], progress=False)
+    return out
+
+
+def settings(data: Path, method: dict[str, Any], *overrides: str) -> RunConfig:
+    clip = {"frames": 4, "stride": 2, "short": "skip"}
+    values = VALUES | {
+        "method": method,
+        "data": {
+            "path": str(data), "clip": clip, "steps": {"action": "action"}, "image_size": 16, "workers": 0,
+            "crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "decoder": "pyav",
+        },
+        "monitor": {"every": {"steps": 6}, "samples": 3, "knn_bank": 0, "split": "test"},
+    }  # fmt: skip
+    return config.build(RunConfig, config.override(values, list(overrides)))
+
+
+def test_sizes_and_statistics_come_from_the_data_set(walks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(settings(walks, LEWM, "train.duration.steps=2"), out, quiet=True)
+    kept = checkpoint.read_config(out)
+    assert kept.method["space"] == {"action": 4, "proprio": 0, "discrete": 0}
+    known = Manifest.open(walks).arrays["action"]
+    weights = runs.tensors(out, 2)
+    for name in ("mean", "std"):  # two steps of the episode side by side
+        expected = torch.tensor(getattr(known, name) * 2, dtype=torch.float32)
+        assert torch.allclose(weights[f"action_scale.{name}"], expected)
+    with torch.device("meta"):
+        model = base.create(kept.method, kept.data.size)  # without the data set
+    assert isinstance(model, WorldModel) and model.needs() == {"action": (3, 4)}
+    assert runs.lines(out)[-1]["flops"] > 0
+
+
+def test_a_resumed_run_is_bit_equal(walks: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(settings(walks, LEWM), whole, quiet=True)
+    train(settings(walks, LEWM, "train.duration.steps=12", "train.checkpoint_every.steps=5"), parts, quiet=True)
+    shutil.rmtree(parts / "checkpoints" / "step-12")  # as if it had been killed after step 10
+    train(settings(walks, LEWM), parts, resume=True, quiet=True)
+    runs.assert_bit_equal(runs.tensors(whole, 12), runs.tensors(parts, 12))
+    assert runs.lines(whole) == runs.lines(parts)
+
+
+def test_a_frozen_encoder_travels_with_the_run(walks: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "encoder", tmp_path / "belief"
+    train(settings(walks, LEWM, "train.duration.steps=2"), first, quiet=True)
+    belief = {"name": "rssm", "encoder": {"path": str(first)}, "hidden": 16}
+    given = settings(walks, belief, "train.duration.steps=4")
+    train(given, second, quiet=True)
+    spec = checkpoint.read_config(second).method["encoder"]["spec"]
+    assert spec["method"]["name"] == "lewm" and spec["step"] == 2
+    trained = load_file(first / "checkpoints" / "step-2" / "model.safetensors")
+    kept = load_file(second / "checkpoints" / "step-4" / "model.safetensors")
+    copied = {
+        name.split("encoder.", 2)[-1]: value for name, value in kept.items() if name.startswith("encoder.encoder.")
+    }
+    assert len(copied) > 10 and all(torch.equal(value, trained[f"encoder.{name}"]) for name, value in copied.items())
+    moved = first.rename(tmp_path / "elsewhere")
+    assert train(checkpoint.read_config(second), second, resume=True, quiet=True).step == 4  # needs it no more
+    with pytest.raises(CheckpointError, match="encoder"):
+        train(given, tmp_path / "new", quiet=True)
+    assert moved.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data.steps=null"], "trains on episodes: set data.steps"),
+        (["data.steps.action=actoin"], "action"),
+        (["data.steps.action=state"], "needs one for every action"),
+        (["data.clip={frames: 4, fps: 5, short: skip}"], "stride"),
+        (["data.clip.short=loop"], "choose pad or skip"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_starts(
+    walks: Path, tmp_path: Path, changes: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(settings(walks, LEWM, *changes), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_other_methods_refuse_actions(walks: Path, tmp_path: Path) -> None:
+    video = {"name": "vjepa", "encoder": {"patch": 8, "width": 32, "depth": 1, "heads": 2}}
+    with pytest.raises(ConfigError, match="does not look at actions"):
+        train(settings(walks, video), tmp_path / "run", quiet=True)
