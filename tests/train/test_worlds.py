@@ -65,11 +65,11 @@ def settings(data: Path, method: dict[str, Any], *overrides: str) -> RunConfig:
 
 def test_sizes_and_statistics_come_from_the_data_set(walks: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(settings(walks, LEWM, "train.duration.steps=2"), out, quiet=True)
+    train(settings(walks, LEWM, "train.duration.steps=3"), out, quiet=True)
     kept = checkpoint.read_config(out)
     assert kept.method["space"] == {"action": 4, "proprio": 0, "discrete": 0}
     known = Manifest.open(walks).arrays["action"]
-    weights = runs.tensors(out, 2)
+    weights = runs.tensors(out, 3)
     for name in ("mean", "std"):  # two steps of the episode side by side
         expected = torch.tensor(getattr(known, name) * 2, dtype=torch.float32)
         assert torch.allclose(weights[f"action_scale.{name}"], expected)
@@ -91,13 +91,13 @@ def test_a_resumed_run_is_bit_equal(walks: Path, tmp_path: Path) -> None:
 
 def test_a_frozen_encoder_travels_with_the_run(walks: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "encoder", tmp_path / "belief"
-    train(settings(walks, LEWM, "train.duration.steps=2"), first, quiet=True)
+    train(settings(walks, LEWM, "train.duration.steps=3"), first, quiet=True)
     belief = {"name": "rssm", "encoder": {"path": str(first)}, "hidden": 16}
     given = settings(walks, belief, "train.duration.steps=4")
     train(given, second, quiet=True)
     spec = checkpoint.read_config(second).method["encoder"]["spec"]
-    assert spec["method"]["name"] == "lewm" and spec["step"] == 2
-    trained = load_file(first / "checkpoints" / "step-2" / "model.safetensors")
+    assert spec["method"]["name"] == "lewm" and spec["step"] == 3
+    trained = load_file(first / "checkpoints" / "step-3" / "model.safetensors")
     kept = load_file(second / "checkpoints" / "step-4" / "model.safetensors")
     copied = {
         name.split("encoder.", 2)[-1]: value for name, value in kept.items() if name.startswith("encoder.encoder.")
@@ -113,7 +113,7 @@ def test_a_frozen_encoder_travels_with_the_run(walks: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["data.steps=null"], "trains on episodes: set data.steps"),
+        (["data.steps=null"], "train on episodes, with a section data.steps"),
         (["data.steps.action=actoin"], "action"),
         (["data.steps.action=state"], "needs one for every action"),
         (["data.clip={frames: 4, fps: 5, short: skip}"], "stride"),
