@@ -137,7 +137,8 @@ def interval_table(
     """A table whose middle column draws every value with its interval on one common axis."""
     ends = [v for r in rows for v in (r.value, r.low, r.high) if v is not None] + ([level[0]] if level else [])
     pad = 0.04 * (max(ends) - min(ends))
-    axis = ticks(min(ends) - pad if min(ends) < 0 else max(0.0, min(ends) - pad), max(ends) + pad, 4)
+    most = 1.0 if share and max(ends) <= 1 else math.inf  # no share is larger
+    axis = ticks(min(ends) - pad if min(ends) < 0 else max(0.0, min(ends) - pad), min(max(ends) + pad, most), 4)
     low, high = min(axis[0], *ends), max(axis[-1], *ends)
     span = (high - low) or 1.0
 

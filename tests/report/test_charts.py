@@ -156,3 +156,9 @@ def test_a_mark_stands_at_its_step_and_keeps_its_label_inside() -> None:
     for step, (at, css, label, _) in zip((25, 90), found, strict=True):
         assert float(at) == pytest.approx(LEFT + step / 100 * (WIDTH - LEFT - RIGHT), abs=0.06)
         assert (float(label) < float(at)) == css.endswith("before") == (step == 90)
+
+
+def test_no_share_is_above_one_hundred_percent() -> None:
+    rows = [Interval("a", 0.02, 0.0, 0.1, "2 %"), Interval("b", 1.0, 0.93, 1.0, "100 %")]
+    table = interval_table("t", rows, "c", share=True)
+    assert "100 %" in str(table) and "150 %" not in str(table) and "125 %" not in str(table)
