@@ -7,6 +7,7 @@ and planned with. Each can be had alone.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -48,10 +49,12 @@ class Chapter:
     rollouts: tuple[str, ...] = ()
     plan: str | None = None  # suite of plans
     plans: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # modules of extra packages
+    extras: str = ""  # what to install for them
 
 
 IMAGES = Chapter("images", "digits", "demo", "digits")
-VIDEO = Chapter("video", "moving-digits", "demo-video", "moving-digits", "video")
+VIDEO = Chapter("video", "moving-digits", "demo-video", "moving-digits", "video", needs=("av",), extras="video")
 WORLD = Chapter(
     *("world", "tworoom", "demo-world", "tworoom-state", "world"),
     recipe=("source.episodes={train: 300, val: 30, test: 50}",),
@@ -59,6 +62,8 @@ WORLD = Chapter(
     rollout="tworoom-rollout",
     rollouts=("state.episodes=80", "pictures.decoder_steps=600"),
     plan="tworoom-demo",
+    needs=("av", "stable_worldmodel", "imageio"),
+    extras="envs,video",
 )
 CHAPTERS = (IMAGES, VIDEO, WORLD)
 
@@ -89,8 +94,10 @@ def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = CHAPTERS) -> di
         time. None when a signal stopped the training.
 
     Raises:
+        ConfigError: a package that a chapter needs is missing; before anything is begun.
         JepaError: whatever a stage finds wrong.
     """
+    _check_installed(chapters)
     console, seconds = Console(), dict[str, float]()
     runs: list[Path] = []
     results: list[tuple[list[Any], dict[str, Any]]] = []
@@ -133,6 +140,16 @@ def demo(out: Path, seed: int = 0, chapters: Sequence[Chapter] = CHAPTERS) -> di
             console.print(table)
     console.print(f"report:  {page}\nfigures: {out / 'summary.json'}", soft_wrap=True, highlight=False)
     return summary
+
+
+def _check_installed(chapters: Sequence[Chapter]) -> None:
+    for chapter in chapters:
+        missing = [name for name in chapter.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"the demo's chapter {chapter.name!r} needs {' and '.join(missing)}: pip install "
+                f"'jepa[{chapter.extras}]'. Or choose chapters that need nothing else: jepa demo --chapter images"
+            )
 
 
 def _rivals(chapter: Chapter, out: Path) -> list[str]:

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jepa.demo import IMAGES, VIDEO, chosen, demo
+from jepa.errors import ConfigError
 from tests.hygiene.tree import ROOT
 
 RECIPE = ("source.samples={train: 96, val: 32, test: 48}", "shards.max_samples=32")
@@ -113,3 +116,13 @@ def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
             code = re.sub("runs/(demo|digits)", "demo", block).replace("data/digits", "demo/data")
             done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
             assert done.returncode == 0, f"{page}: {done.stderr}"
+
+
+def test_a_missing_package_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    chapters = (IMAGES, replace(VIDEO, needs=("av", "no_such_package")))
+    with pytest.raises(ConfigError, match=r"chapter 'video' needs no_such_package: pip install 'jepa\[video\]'"):
+        demo(tmp_path / "demo", chapters=chapters)
+    assert not (tmp_path / "demo").exists()
+    assert [chapter.name for chapter in chosen(["world", "images"])] == ["images", "world"]
+    with pytest.raises(ConfigError, match="no chapter 'film'; it has: images, video, world"):
+        chosen(["film"])
