@@ -22,7 +22,7 @@ from jepa.nn.pose import moved
 from jepa.nn.rollout import Frames
 from tests.methods import frozen_worlds as worlds
 from tests.methods.frozen_worlds import ACTION, FRAMES, PROPRIO, SIDE, example, make
-from tests.methods.worlds import squares
+from tests.methods.squares import squares
 
 ADALN = {"predictor": {"action": "adaln"}}
 NARROW = {"predictor": {"width": 16}}

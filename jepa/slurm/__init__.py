@@ -1,0 +1,9 @@
+"""SLURM: cluster profiles, submission, sweeps, what runs inside a job, and looking at jobs.
+
+What a job leaves in its run folder:
+
+    slurm/jobs.jsonl     one line per submission: id, time, verb, arguments, profile (resolved), code, command to watch
+    slurm/code/HASH/     the package as it was at submission; a queued job runs this, whatever is edited meanwhile
+    slurm/logs/          JOB_TASK_log.out and .err of every task, as submitit names them
+    restarts.jsonl       one line per start of the run: attempt, time, reason, step resumed from, steps lost, nodes
+"""
