@@ -217,7 +217,7 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
             raise ConfigError(
                 f"accelerate started {made.num_processes} process(es) as {made.distributed_type.value}; this loop "
                 f"trains {plan.world} by {', '.join(t.value for t in supported)}. Use plain `accelerate launch` "
-                "without FSDP, DeepSpeed or Megatron"
+                "without FSDP, DeepSpeed or Megatron; for sharded training set train.sharding=fsdp"
             )
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)

@@ -196,7 +196,10 @@ class Saver:
         found: list[float] = []
 
         def read() -> None:
-            assert measured is not None, "rank 0 measures"
+            if measured is None:
+                raise ConfigError(
+                    f"train.keep_best={self.plan.config.train.keep_best} needs health checks: give `monitor`"
+                )
             value = measured.get(self.metric or "")
             if value is None:
                 raise ConfigError(

@@ -11,6 +11,8 @@ run computes the same numbers as a replicated one, up to the order of sums.
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -37,8 +39,22 @@ def wanted(config: RunConfig, world: int) -> bool:
     return config.train.sharding == "fsdp" and world > 1
 
 
+def notes(config: RunConfig, world: int) -> list[str]:
+    """What to tell the user."""
+    idle = config.train.sharding == "fsdp" and world == 1
+    return ["train.sharding=fsdp: there is one process, so nothing is sharded"] if idle else []
+
+
 def check(config: RunConfig, precision: str) -> None:
-    """Raises ConfigError for what does not go together with sharding."""
+    """Raises ConfigError for what does not go together with sharding, and for a launcher that shards by itself.
+
+    accelerate's own FSDP is a different thing: on a CPU it does nothing and says nothing.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
+        raise ConfigError(
+            "the launcher is set up for accelerate's FSDP (ACCELERATE_USE_FSDP), which this loop does not train under. "
+            "Launch without it (`accelerate launch --multi_gpu`, torchrun, SLURM) and set train.sharding=fsdp"
+        )
     if config.train.sharding == "fsdp" and precision == "fp16":
         raise ConfigError(
             "train.sharding=fsdp goes with train.precision bf16, fp32 or fp64; fp16 needs a loss scale that all shards "
@@ -48,6 +64,8 @@ def check(config: RunConfig, precision: str) -> None:
 
 def shard(method: base.Method, device: torch.device, world: int) -> base.Method:
     """Split the weights of a method over all ranks, in place; it comes whole and the same on every rank."""
+    # blocks of world models hand on keys and values, which are views; nothing changes them in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world,))
     # autocast stays in force inside, see above; inputs are the loop's own affair
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -103,4 +121,4 @@ def sharded(method: nn.Module) -> bool:
     return isinstance(method, FSDPModule)
 
 
-__all__ = ["check", "compiled", "exchange", "look", "shard", "sharded", "units", "wanted"]
+__all__ = ["check", "compiled", "exchange", "look", "notes", "shard", "sharded", "units", "wanted"]

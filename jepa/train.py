@@ -106,7 +106,7 @@ class Run:
         self.window, self.clock = Window(self.device, state.get("window")), Clock()
         self.guard = Guard(plan.config.train.guard, self.device, state.get("guard"))
         self.display = Display(plan.total_steps, self.step, shown=self.main and not quiet)
-        for note in start.notes:
+        for note in (*start.notes, *sharding.notes(plan.config, plan.world)):
             self.display.say(note, "yellow")
         self.enter(plan.at(self.step))
         if resumed is None:  # a full disk or a read-only folder shows now, not an epoch later

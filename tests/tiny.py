@@ -40,8 +40,8 @@ def build_movies(folder: Path, train: int, val: int, test: int) -> Path:
     return folder
 
 
-def run_config(data: Path, *overrides: str, method: str | None = None) -> RunConfig:
-    """The tiny run on a dataset, with ``a.b=value`` overrides; `method` replaces I-JEPA by another one."""
-    start = VALUES if method is None else VALUES | {"method": {"name": method}}
+def run_config(data: Path, *overrides: str, method: str | dict[str, Any] | None = None) -> RunConfig:
+    """The tiny run on a dataset, with ``a.b=value`` overrides; `method` (its name or section) replaces I-JEPA."""
+    start = VALUES if method is None else VALUES | {"method": {"name": method} if isinstance(method, str) else method}
     values = config.override(start, [f"data.path={data}", *overrides])
     return config.build(RunConfig, values)

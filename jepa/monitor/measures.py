@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.nn.sharded import whole
+
 _DEAD = 1e-3  # a dimension whose std is below this share of the features' root mean square does not vary
 _SIMILARITIES = 1 << 26  # cosines held at once in the kNN (256 MiB)
 
@@ -96,11 +98,16 @@ def knn_votes(
     return votes
 
 
+def _squares(x: Tensor) -> float:
+    """Sum of squares, of a sharded tensor over all ranks."""
+    return float(whole(x.square().sum()))
+
+
 def weight_distance(first: nn.Module, second: nn.Module) -> float | None:
     """|a - b| / |b| over all parameters of two modules of one architecture, or None when they differ in it."""
     a, b = dict(first.named_parameters()), dict(second.named_parameters())
     if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
         return None
-    gap = sum(float((a[k].detach().float() - b[k].detach().float()).square().sum()) for k in a)
-    norm = sum(float(p.detach().float().square().sum()) for p in b.values())
+    gap = sum(_squares(a[k].detach().float() - b[k].detach().float()) for k in a)
+    norm = sum(_squares(p.detach().float()) for p in b.values())
     return math.sqrt(gap / norm) if norm > 0 else None

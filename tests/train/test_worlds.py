@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 from jepa import checkpoint, config
 from jepa.config import RunConfig
 from jepa.data import Manifest
-from jepa.data.build import build
 from jepa.errors import CheckpointError, ConfigError
 from jepa.methods import base
 from jepa.methods.world import WorldModel
@@ -30,24 +28,6 @@ LEWM = {
     "predictor": {"depth": 1, "width": 16, "heads": 2, "head_width": 8, "hidden": 32, "dropout": 0.1},
     "sigreg": {"directions": 16},
 }
-
-
-@pytest.fixture(scope="module")
-def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 episodes of 13 frames of 16 x 16 in which a bright square goes where the action says."""
-    files, out = tmp_path_factory.mktemp("walks"), tmp_path_factory.mktemp("data") / "walks"
-    for episode in range(12):
-        rng = np.random.default_rng(episode)
-        action = rng.uniform(-2, 2, (12, 2)).astype(np.float32)
-        place = np.clip(6 + np.concatenate([np.zeros((1, 2)), action.cumsum(0)]), 0, 12).astype(np.float32)
-        frames = np.full((13, 16, 16, 3), 40, dtype=np.uint8)
-        for frame, (x, y) in zip(frames, place.round().astype(int), strict=True):
-            frame[y : y + 4, x : x + 4] = 220
-        folder = files / ("train" if episode < 9 else "test")
-        folder.mkdir(exist_ok=True)
-        np.savez(folder / f"{episode:02d}.npz", frames=frames, action=action, state=place)
-    build("npz", out, overrides=["name=walks", f"source.path={files}", "shards.max_samples=5"], progress=False)
-    return out
 
 
 def settings(data: Path, method: dict[str, Any], *overrides: str) -> RunConfig:

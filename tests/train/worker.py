@@ -36,7 +36,7 @@ class Job:
     data: Path
     out: Path
     overrides: tuple[str, ...] = ()
-    method: str | None = None  # instead of I-JEPA, as in `tiny.run_config`
+    method: str | dict[str, Any] | None = None  # instead of I-JEPA, as in `tiny.run_config`
     resume: bool = False
     extend_steps: int | None = None
     trace: bool = True
