@@ -56,3 +56,19 @@ def bench_plan(overrides: Overrides = None, device: Device = None, as_json: Json
     from jepa.bench import plan
 
     print_figures(plan.bench_plan(settings_of(plan.PlanSettings, overrides), device), as_json)
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """How long a save holds up training, at once and in the background."""
+    from jepa.bench import checkpoint
+
+    print_figures(checkpoint.bench_checkpoint(settings_of(checkpoint.CheckpointSettings, overrides), device), as_json)
+
+
+@bench_app.command("scaling")
+def bench_scaling(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Training on many GPUs by calculation, or two processes against one on this machine (measure=true)."""
+    from jepa.bench import scaling
+
+    print_figures(scaling.bench_scaling(settings_of(scaling.ScalingSettings, overrides)), as_json)

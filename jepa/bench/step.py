@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa import losses, optim
+from jepa import losses, optim, sharding
 from jepa.bench import matmul
 from jepa.bench.flops import Geometry, StepFlops, step_flops
 from jepa.bench.memory import Meter
@@ -204,11 +204,15 @@ class Ours:
         device: torch.device,
         dtype: torch.dtype,
         settings: StepSettings | None = None,
+        shard: int = 1,
     ) -> None:
+        """`shard`: over so many ranks of the process group, by `jepa.sharding`."""
         method = base.create(options, size)
         if not isinstance(method, IJEPA | VJEPA):
             raise ConfigError(f"bench step measures the methods ijepa and vjepa, got {type(method).__name__}")
         self.method: IJEPA | VJEPA = method.to(device)
+        if shard > 1:
+            sharding.shard(method, device, shard)
         self.device, self.dtype, self.video = device, dtype, isinstance(method, VJEPA)
         self.optimiser = optim.build_optimizer(method, OptimConfig())
         self.geometry = geometry(method)
@@ -217,6 +221,10 @@ class Ours:
             self._forward = torch.compile(method)
         if settings is not None and settings.activation_checkpointing:
             method.checkpoint_blocks(True)
+
+    def wrap(self, wrapped: Callable[..., base.Output]) -> None:
+        """Run forward through this, e.g. DDP around the method."""
+        self._forward = wrapped
 
     def example(self, batch: int) -> tuple[Tensor, Masks]:
         """Random normalised images (B, 3, H, W) or clips (B, 3, T, H, W) and the masks of step 0, on the device."""

@@ -150,11 +150,3 @@ def test_one_process_is_told_that_nothing_is_sharded(
 ) -> None:
     train(tiny.run_config(tiny_data, SHARDED, "train.duration={steps: 3}"), tmp_path / "run")
     assert "there is one process, so nothing is sharded" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_compile_goes_with_it(tiny_data: Path, tmp_path: Path) -> None:
-    """Block by block."""
-    assert worker.run(Job(tiny_data, tmp_path / "one", EXACT)) == 0
-    group(Job(tiny_data, tmp_path / "fsdp", (*EXACT, "train.compile=true", SHARDED)))
-    close(runs.tensors(tmp_path / "one", 4), runs.tensors(tmp_path / "fsdp", 4), 1e-8)
