@@ -81,7 +81,7 @@ def shard(method: base.Method, device: torch.device, world: int) -> base.Method:
 def units(method: nn.Module) -> list[nn.Module]:
     """What is gathered by itself: transformer blocks, and before each the parts of it that are called on their own."""
     found: list[nn.Module] = []
-    for module in method.modules():
+    for module in reversed(list(method.modules())):  # inner ones first
         if hasattr(module, "activation_checkpointing"):
             found += [getattr(module, name) for name in getattr(module, "called_apart", ())]
             found.append(module)

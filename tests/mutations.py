@@ -1425,7 +1425,67 @@ IMAGINATION = (
     ),
 )
 
+SHARDED, ASYNC = "train/test_sharded.py::", "train/test_async.py::"
+SHARDING = (
+    one(
+        "optim: the gradient norm is that of this rank's part",
+        "optim.py",
+        "return whole(torch.nn.utils.get_total_norm(grads, error_if_nonfinite=False, foreach=None))",
+        "return torch.nn.utils.get_total_norm(grads, error_if_nonfinite=False, foreach=None).to_local()",
+        SHARDED + "test_the_trajectory_is_that_of_ddp",
+    ),
+    one(
+        "sharding: what is called apart from its block is not a unit",
+        "sharding.py",
+        'getattr(module, "called_apart", ())',
+        "()",
+        SHARDED + "test_units",
+    ),
+    one(
+        "monitor: the teacher's distance over this rank's part",
+        "monitor/measures.py",
+        "float(whole(x.square().sum()))",
+        "float(x.square().sum())",
+        SHARDED + "test_health_is_measured_on_sharded_weights",
+    ),
+    one(
+        "snapshot: weights are handed on instead of copied",
+        "checkpoint/snapshot.py",
+        "        return kept\n\n    def settled",
+        "        return x\n\n    def settled",
+        ASYNC + "test_a_step_does_not_change_what_was_copied",
+    ),
+    one(
+        "saver: a failed write is forgotten",
+        "saver.py",
+        "            self._failure = error\n",
+        "            self._failure = None\n",
+        ASYNC + "test_a_full_disk_stops_all_ranks_at_the_next_step",
+    ),
+    one(
+        "saver: the best one is the last measured",
+        "saver.py",
+        "self._sign * value <= self._sign * self.best",
+        "self._sign * value < -1e9 * self.best",
+        ASYNC + "test_the_best_one_stays",
+    ),
+    one(
+        "saver: the best one is not in the checkpoint's state",
+        "saver.py",
+        '({"best": self.best} if self.best else {})',
+        "{}",
+        ASYNC + "test_resume_keeps_the_best_exactly",
+    ),
+    one(
+        "retention: the best one is thinned out",
+        "saver.py",
+        '*([int(best["step"])] if best else [])',
+        "",
+        ASYNC + "test_the_best_one_stays",
+    ),
+)
+
 MUTANTS = (
     *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES,
-    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION,
+    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION, *SHARDING,
 )  # fmt: skip

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jepa import config, cost, sharding
@@ -101,7 +102,7 @@ def _calculated(wanted: ScalingSettings) -> Result:
         raise ConfigError(f"config={wanted.config}: its operations cannot be counted")
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     still = sum(p.numel() for p in method.parameters()) - trained
-    units = [sum(p.numel() for p in unit.parameters()) for unit in sharding.units(method)]
+    units = [(sum(p.numel() for p in u.parameters()), _trains(u)) for u in (*sharding.units(method), method)]
     shown = {
         name: getattr(wanted, name)
         for name in ("config", "node", "tflops", "inside", "between", "latency", "overlap", "sample_kb")
@@ -117,6 +118,10 @@ def _calculated(wanted: ScalingSettings) -> Result:
     return result
 
 
+def _trains(unit: nn.Module) -> bool:
+    return any(p.requires_grad for p in unit.parameters())
+
+
 def _at(
     result: Result,
     wanted: ScalingSettings,
@@ -125,7 +130,7 @@ def _at(
     flops: float,
     trained: int,
     still: int,
-    units: list[int],
+    units: list[tuple[int, bool]],
 ) -> None:
     """The figures of one number of GPUs."""
 
@@ -136,10 +141,10 @@ def _at(
     bandwidth = 1e9 * (wanted.inside if world <= wanted.node else min(wanted.inside, wanted.between))
     share = (world - 1) / world
     sent = {"ddp": 2 * share * 4 * trained, "fsdp": share * 4 * (3 * trained + still)}
-    collectives = {"ddp": -(-4 * trained // _BUCKET), "fsdp": 3 * (len(units) + 1)}
+    collectives = {"ddp": -(-4 * trained // _BUCKET), "fsdp": sum(3 if trains else 1 for _, trains in units)}
     hidden = {"ddp": 2 / 3 * compute, "fsdp": compute}
     whole = 16 * trained + 4 * still  # weights, gradients and two moments in float32; the teacher's weights
-    memory = {"ddp": whole, "fsdp": whole / world + 2 * 4 * max(units, default=0)}
+    memory = {"ddp": whole, "fsdp": whole / world + 2 * 4 * max((count for count, _ in units[:-1]), default=0)}
     add("images_per_gpu", batch / world, "", "samples of a step on each GPU")
     add("compute_ms", 1e3 * compute, "ms", "of a step")
     best = 0.0

@@ -17,12 +17,14 @@ from rich.console import Console
 
 from jepa import cli
 from jepa.bench import photos
+from jepa.bench.checkpoint import CheckpointSettings, bench_checkpoint
 from jepa.bench.data import DataSettings, bare, bare_packed, bench_data, in_memory
 from jepa.bench.extract import ExtractSettings, bench_extract
 from jepa.bench.masks import MasksSettings, bench_masks
 from jepa.bench.matmul import Sweep
 from jepa.bench.plain import PlainIJEPA
 from jepa.bench.result import Result, interleaved, pick_device
+from jepa.bench.scaling import ScalingSettings, bench_scaling
 from jepa.bench.step import Ours, StepSettings, bench_step
 from jepa.config import DataConfig
 from jepa.data import Manifest, TrainData, make_loader
@@ -231,3 +233,39 @@ def test_extract_figures_agree() -> None:
     assert 5 * 192 * 2 < result["bytes_per_image"] < 5 * 192 * 2 + 4000  # 4 tokens and their mean, fp16
     with pytest.raises(ConfigError, match="images=2 must be at least one batch"):
         bench_extract(ExtractSettings(images=2, batch=4))
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    settings = CheckpointSettings(size="tiny", batch=1, image_size=32, every=2, rounds=2, folder=str(tmp_path))
+    result = bench_checkpoint(settings, "cpu")
+    assert {"sync.stall_ms", "async.stall_ms", "async.write_ms", "sync.overhead_ms", "async.overhead_ms"} <= set(
+        result.figures
+    )
+    assert result["checkpoint_mb"] == pytest.approx(result["memory_mb"], rel=0.01)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="every=1"):
+        bench_checkpoint(CheckpointSettings(every=1), "cpu")
+
+
+def test_scaling_by_calculation() -> None:
+    """One number of GPUs by hand."""
+    result = bench_scaling(ScalingSettings(config="ijepa-vit-b16", gpus=(16,), node=8, overlap=0.5))
+    trained, teacher = result["trained_m"] * 1e6, result["teacher_m"] * 1e6
+    compute = result["step_tflop"] / (16 * 400)
+    assert result["16.compute_ms"] == pytest.approx(1e3 * compute)
+    sent = {"ddp": 2 * 15 / 16 * 4 * trained, "fsdp": 15 / 16 * 4 * (3 * trained + teacher)}
+    assert all(result[f"16.{kind}.sent_gb"] == pytest.approx(value / 1e9) for kind, value in sent.items())
+    exchange = sent["ddp"] / 300e9 + math.ceil(4 * trained / (25 * 2**20)) * 20e-6 * 4
+    assert result["16.ddp.exchange_ms"] == pytest.approx(1e3 * exchange)
+    exposed = max(0.0, exchange - 0.5 * 2 / 3 * compute)
+    assert result["16.ddp.efficiency"] == pytest.approx(compute / (compute + exposed))
+    assert result["16.ddp.memory_gb"] == pytest.approx((16 * trained + 4 * teacher) / 1e9)
+    with pytest.raises(ConfigError, match="gpus=7 does not divide the batch of 2048"):
+        bench_scaling(ScalingSettings(config="ijepa-vit-b16", gpus=(7,)))
+
+
+@pytest.mark.slow
+def test_scaling_measured() -> None:
+    result = bench_scaling(ScalingSettings(measure=True, batch=1, rounds=1))
+    assert result["ddp"] == pytest.approx(result["one_ms"] / result["ddp_ms"])
+    assert {"both_ms", "fsdp_ms", "machine", "fsdp"} <= set(result.figures)

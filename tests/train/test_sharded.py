@@ -11,6 +11,7 @@ import torch
 
 from jepa import sharding
 from jepa.errors import ConfigError
+from jepa.methods import base
 from jepa.monitor import Monitor
 from jepa.train import train
 from tests import tiny
@@ -76,6 +77,20 @@ def test_every_method(name: str, tiny_data: Path, movies: Path, walks: Path, tmp
     group(Job(data, tmp_path / "ddp", settings, method=method))
     group(Job(data, tmp_path / "fsdp", (*settings, SHARDED), method=method))
     close(runs.tensors(tmp_path / "ddp", 4), runs.tensors(tmp_path / "fsdp", 4), 1e-4 if name == "rssm" else 1e-9)
+
+
+def test_units() -> None:
+    """Blocks of all parts, each after what is called apart from it; what is inside comes before what is around."""
+    with torch.device("meta"):
+        worlds = base.create({"name": "lewm", **LEWM, "space": {"action": 4}}, (4, 16, 16))
+        images = base.create(tiny.VALUES["method"], (20, 20))
+    names = {id(module): name for name, module in worlds.named_modules()}
+    found = [names[id(unit)] for unit in sharding.units(worlds)]
+    assert sorted(found) == ["encoder.vit.blocks.0", "predictor.blocks.0", "predictor.blocks.0.modulation"]
+    assert found.index("predictor.blocks.0.modulation") < found.index("predictor.blocks.0")
+    names = {id(module): name for name, module in images.named_modules()}
+    found = [names[id(unit)] for unit in sharding.units(images)]
+    assert sorted(found) == ["encoder.blocks.0", "predictor.predictor_blocks.0", "target.blocks.0"]
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
