@@ -610,8 +610,8 @@ METHODS = (
     one(
         "EMA: momentum swapped",
         "ema.py",
-        "list(target), 1.0 - momentum",
-        "list(target), momentum",
+        "for p in target], 1.0 - momentum",
+        "for p in target], momentum",
         "test_ema.py::test_update_is_the_definition_and_touches_only_the_target",
     ),
     one(
@@ -733,8 +733,8 @@ CHECKPOINTS = (
     one(
         "checkpoint: loads what fits",
         "checkpoint/io.py",
-        '    _compare(path, "model", {',
-        '    (lambda *given: None)(path, "model", {',
+        '    _compare(path, "model", found',
+        '    (lambda *given: None)(path, "model", found',
         CHECK + "test_a_checkpoint_of_another_architecture_lists_what_differs",
     ),
     one(
