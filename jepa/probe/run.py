@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import jepa
 from jepa import checkpoint, config
-from jepa.checkpoint import Encoder, folder
+from jepa.checkpoint import Encoder, folder, layers
 from jepa.config import RunConfig
 from jepa.data import storage
 from jepa.errors import ConfigError
-from jepa.probe import anticipation, frozen, layers, stored
+from jepa.probe import anticipation, frozen, stored
 from jepa.probe.anticipation import Actions
 from jepa.probe.baselines import arithmetic, other_run, reordered
 from jepa.probe.dataset import ProbeData
