@@ -100,6 +100,8 @@ class FrozenEncoder(nn.Module):
     @torch.no_grad()
     def frames(self, x: Tensor) -> Tensor:
         """Frames (M, 3, H, W) to tokens (M, N, D)."""
+        if torch.compiler.is_exporting():  # one graph for any number of frames
+            return self._encode(x)
         if not self._checked and x.device.type != "meta":
             assert not self.awaits_weights, "the frozen encoder has no weights yet: call jepa.checkpoint.frozen.load"
             self._checked = True
