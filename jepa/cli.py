@@ -308,11 +308,13 @@ def demo(
 
 @app.command(rich_help_panel=LOOK)
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run folder, or a foreign checkpoint file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run folder, or a foreign checkpoint (file, folder).")
+    ],
     as_json: Json = False,
 ) -> None:
     """Say what is in a checkpoint without loading its tensors."""
-    if checkpoint.is_file():
+    if checkpoint.is_file() or ((checkpoint / "config.json").is_file() and not (checkpoint / "config.yaml").is_file()):
         from jepa.export import describe as describe_file
 
         facts = describe_file(checkpoint)
@@ -325,9 +327,14 @@ def inspect(
 
 @app.command("import", rich_help_panel=LOOK)
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A foreign checkpoint file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A foreign checkpoint: a file, or a folder of transformers or timm.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="Run folder to write.")],
-    source: Annotated[str, typer.Option("--from", help="Layout: ijepa, vjepa, vjepa2, vjepa21, vjepa2-ac.")] = "ijepa",
+    source: Annotated[
+        str,
+        typer.Option("--from", help="ijepa, vjepa, vjepa2, vjepa21, vjepa2-ac, dinowm, transformers, timm."),
+    ] = "ijepa",
     overrides: Overrides = None,
 ) -> None:
     """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""

@@ -66,7 +66,9 @@ class EncoderGraph(nn.Module):
 
     def _normed(self, hidden: Tensor, number: int) -> Tensor:
         encoder = self.encoder
-        out: Tensor = encoder.norm(hidden) if isinstance(encoder, VisionTransformer) else encoder._normed(hidden, number)
+        out: Tensor = (
+            encoder.norm(hidden) if isinstance(encoder, VisionTransformer) else encoder._normed(hidden, number)
+        )
         return out
 
 
@@ -144,7 +146,10 @@ def encoder_program(subject: Subject) -> Program:
     if any_size:
         patch = _patch(subject.encoder)
         first = 3 if subject.clips else 2
-        axes |= {first: patch[-2] * Dim("rows", min=1, max=_MOST), first + 1: patch[-1] * Dim("columns", min=1, max=_MOST)}
+        axes |= {
+            first: patch[-2] * Dim("rows", min=1, max=_MOST),
+            first + 1: patch[-1] * Dim("columns", min=1, max=_MOST),
+        }
         if isinstance(subject.encoder, VideoTransformer) and subject.clips and subject.encoder.tables is not None:
             axes[2] = patch[0] * Dim("times", min=1, max=_MOST)
     outputs = ("tokens", "pooled", *(f"layer_{number}" for number in subject.layers))

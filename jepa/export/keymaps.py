@@ -153,4 +153,19 @@ TIMM = KeyMap(  # of a VisionTransformer without class token: the official names
     tuple((name, name) for name in ("pos_embed", "patch_embed.proj.", "blocks.{}.", "norm.")),
 )
 
-__all__ = ["IJEPA", "TIMM", "VJEPA2", "KeyMap"]
+DINOWM = KeyMap(  # of its predictor
+    "DINO-WM's predictor",
+    (
+        ("positions", "pos_embedding"),
+        ("norm.", "transformer.norm."),
+        *(
+            (f"blocks.{{}}.{ours}.", f"transformer.layers.{{}}.{theirs}.")
+            for ours, theirs in (
+                ("norm1", "0.norm"), ("attn.qkv", "0.to_qkv"), ("attn.proj", "0.to_out.0"), ("norm2", "1.net.0"),
+                ("mlp.fc1", "1.net.1"), ("mlp.fc2", "1.net.4"),
+            )
+        ),
+    ),
+)  # fmt: skip
+
+__all__ = ["DINOWM", "IJEPA", "TIMM", "VJEPA2", "KeyMap"]

@@ -217,7 +217,13 @@ def world_programs(model: WorldModel, mean: tuple[float, ...], std: tuple[float,
 
 
 def _of_belief(
-    model: RSSM, normalise: Normalise, seen: tuple[Tensor, ...], names: tuple[str, ...], batch: Any, rows: Any, draw: Any
+    model: RSSM,
+    normalise: Normalise,
+    seen: tuple[Tensor, ...],
+    names: tuple[str, ...],
+    batch: Any,
+    rows: Any,
+    draw: Any,
 ) -> list[Program]:
     width, size, action = model.config.belief.width, model.config.belief.size, model.space.action
     proprio = ("next_proprio",) if model.space.proprio else ()
