@@ -128,10 +128,9 @@ class Encoder(nn.Module):
             )
         look = inner.levels(self, layers)
         found: list[list[Tensor]] = []
-        for piece in given.split(batch):
-            pixels = _checked(
-                fit(piece.to(self.normalise.mean.device), self.image_size, self.config.data.interpolation)
-            )
+        device, interpolation = self.normalise.mean.device, self.config.data.interpolation
+        for start in range(0, len(given), batch):
+            pixels = _checked(fit(given[start : start + batch].to(device), self.image_size, interpolation))
             found.append([t.mean(dim=1).float() if pool else t.float() for t in look(pixels)])
         each = [torch.cat(parts) for parts in zip(*found, strict=True)]
         return each if layers else each[0]
