@@ -67,7 +67,7 @@ class _Part(nn.Module):
 
 
 class Encode(_Part):
-    """Frames (B, 3, H, W) in 0..1 and proprioception (B, P) to latents (B, N, D) and what `step` takes of the latter."""
+    """Frames (B, 3, H, W) in 0..1 and proprioception (B, P) to latents (B, N, D) and the state as `step` takes it."""
 
     def forward(self, frames: Tensor, proprio: Tensor | None = None) -> tuple[Tensor, ...]:
         model = self.model
@@ -217,7 +217,13 @@ def world_programs(model: WorldModel, mean: tuple[float, ...], std: tuple[float,
 
 
 def _of_belief(
-    model: RSSM, normalise: Normalise, seen: tuple[Tensor, ...], names: tuple[str, ...], batch: Any, rows: Any, draw: Any
+    model: RSSM,
+    normalise: Normalise,
+    seen: tuple[Tensor, ...],
+    names: tuple[str, ...],
+    batch: Any,
+    rows: Any,
+    draw: Any,
 ) -> list[Program]:
     width, size, action = model.config.belief.width, model.config.belief.size, model.space.action
     proprio = ("next_proprio",) if model.space.proprio else ()
