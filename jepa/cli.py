@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import jepa
 from jepa import options
 from jepa.cli_bench import bench_app
+from jepa.cli_export import export
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.errors import ConfigError, JepaError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 # as help lists them: in the order of the job
 VERBS = (
-    *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import"),
+    *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import", "export"),
     *("doctor", "bench"),
 )
 
@@ -360,6 +361,7 @@ def doctor(as_json: Json = False) -> None:
 
 app.command(rich_help_panel=MAIN)(rollout)
 app.command(rich_help_panel=MAIN)(plan)
+app.command(rich_help_panel=LOOK)(export)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 

@@ -144,7 +144,7 @@ def encoder_program(subject: Subject) -> Program:
     graph = EncoderGraph(subject, any_size)
     axes: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
     if any_size:
-        patch = _patch(subject.encoder)
+        patch = patch_of(subject.encoder)
         first = 3 if subject.clips else 2
         axes |= {
             first: patch[-2] * Dim("rows", min=1, max=_MOST),
@@ -157,7 +157,8 @@ def encoder_program(subject: Subject) -> Program:
     return Program("encoder", graph, (example,), ("pixels",), outputs, (axes,))
 
 
-def _patch(encoder: nn.Module) -> tuple[int, ...]:
+def patch_of(encoder: nn.Module) -> tuple[int, ...]:
+    """([frames,] height, width) of a token."""
     if isinstance(encoder, VisionTransformer):
         return encoder.patch_embed.patch
     assert isinstance(encoder, VideoTransformer), f"patches of {type(encoder).__name__} are not known"
@@ -168,8 +169,8 @@ def _large(size: tuple[int, ...], axes: dict[int, Any], encoder: nn.Module) -> t
     """An example of `size`, but with two tokens or more along each dynamic axis: tracing takes a 1 for fixed."""
     if len(axes) == 1:
         return size
-    patch, first = _patch(encoder)[-len(size) :], 2
+    patch, first = patch_of(encoder)[-len(size) :], 2
     return tuple(max(n, 2 * patch[i]) if first + i in axes else n for i, n in enumerate(size))
 
 
-__all__ = ["DTYPES", "EncoderGraph", "can_resize", "encoder_program"]
+__all__ = ["DTYPES", "EncoderGraph", "can_resize", "encoder_program", "patch_of"]

@@ -67,7 +67,7 @@ class _Part(nn.Module):
 
 
 class Encode(_Part):
-    """Frames (B, 3, H, W) in 0..1 and proprioception (B, P) to latents (B, N, D) and what `step` takes of the latter."""
+    """Frames (B, 3, H, W) in 0..1 and proprioception (B, P) to latents (B, N, D) and the state as `step` takes it."""
 
     def forward(self, frames: Tensor, proprio: Tensor | None = None) -> tuple[Tensor, ...]:
         model = self.model

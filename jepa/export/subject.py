@@ -5,9 +5,11 @@ Shapes: B batch, T frames, H W image, N tokens, D width, L layers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class Asked:
     """What the user wants of an export besides its format."""
 
     which: str | None = None  # target or context; None: the one that the method exports
-    dtype: str = "fp32"  # of the weights: fp32, fp16 or bf16
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"  # of the weights
     image_size: tuple[int, int] | None = None  # (H, W) of what it takes; None: as in training
     frames: int | None = None  # of a clip; None: as in training
     layers: tuple[int, ...] = ()  # blocks whose tokens come out too, -1 the last
@@ -72,15 +74,10 @@ class Subject:
         return out
 
     def resized(self, size: tuple[int, ...]) -> Subject:
-        """The same for inputs of another size; positions are interpolated as `resize` of the encoder does.
-
-        Raises:
-            ConfigError: the encoder cannot take it.
-        """
-        again = load(self.checkpoint, replace(self.asked, image_size=(size[-2], size[-1]), frames=None))
-        if len(size) == 3 and size != again.size:
-            _resize(again.encoder, size)
-        return replace(again, size=size)
+        """The same for inputs of another size; positions are interpolated as `resize` of the encoder does."""
+        encoder = copy.deepcopy(self.encoder)
+        _resize(encoder, size)
+        return replace(self, encoder=encoder, size=size)
 
 
 def load(run: Path | str, asked: Asked) -> Subject:
