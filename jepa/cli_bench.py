@@ -56,3 +56,11 @@ def bench_plan(overrides: Overrides = None, device: Device = None, as_json: Json
     from jepa.bench import plan
 
     print_figures(plan.bench_plan(settings_of(plan.PlanSettings, overrides), device), as_json)
+
+
+@bench_app.command("encode")
+def bench_encode(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """The frozen encoder against the same one in timm, transformers and onnxruntime."""
+    from jepa.bench import encode
+
+    print_figures(encode.bench_encode(settings_of(encode.EncodeSettings, overrides), device), as_json)

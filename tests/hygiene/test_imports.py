@@ -24,7 +24,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli_plan.py": {"*"},
     "cli_rollout.py": {"*"},
     "options.py": {"jepa.config"},  # likewise
-    "__init__.py": {"jepa.checkpoint"},  # jepa.load_encoder, looked up on first use
+    "__init__.py": {"jepa.export.load"},  # jepa.load_encoder, looked up on first use
     "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without
     "data/sources/digits.py": {"sklearn.datasets"},  # half a second for the embedded data set alone
     "doctor.py": {"torch", "PIL", "jepa.data"},  # looks at installations in which these do not import
