@@ -138,7 +138,9 @@ def test_a_larger_size_is_the_same_everywhere(tmp_path: Path) -> None:
 
 
 def test_layers_come_out_of_onnx_in_half_precision(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnx
+    import onnxruntime
+
     run = runs.make(tmp_path / "run", "vjepa2-vit-l16")
     asked = Asked(dtype="fp16", layers=(0, -1), frames=2)
     export(run, "onnx", tmp_path / "out", asked)
@@ -146,12 +148,11 @@ def test_layers_come_out_of_onnx_in_half_precision(tmp_path: Path) -> None:
     assert [i.shape for i in session.get_inputs()] == [["batch", 3, "2*times", "16*rows", "16*columns"]]
     pixels = np.random.default_rng(0).random((1, 3, 6, 48, 32), dtype=np.float32)
     tokens, pooled, first, last = session.run(None, {"pixels": pixels})
-    assert tokens.shape == (1, 18, 24) and np.array_equal(tokens, last) and not np.allclose(tokens, first, atol=0.1)
+    assert tokens.shape == (1, 18, 24) and np.array_equal(tokens, last) and np.abs(tokens - first).max() > 0.02
     wanted = subject.load(run, asked).resized((6, 48, 32)).tokens(torch.from_numpy(pixels)).numpy()
     assert np.abs(tokens - wanted).max() < 0.03 and np.abs(pooled - wanted.mean(1)).max() < 0.02
-    weights = (tmp_path / "out" / "encoder.onnx").stat().st_size
-    export(run, "onnx", tmp_path / "full", Asked(frames=2))
-    assert weights < 0.75 * (tmp_path / "full" / "encoder.onnx").stat().st_size
+    kinds = {t.data_type for t in onnx.load(tmp_path / "out" / "encoder.onnx").graph.initializer if len(t.dims) > 1}
+    assert kinds == {onnx.TensorProto.FLOAT16}
 
 
 def test_half_precision_that_overflows_is_refused(tmp_path: Path) -> None:
