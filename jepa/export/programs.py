@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from jepa.nn.tokens import Normalise
 
 Call = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 _ROWS = 1 << 20
+_SEEING = ("encoder", "proprio_scale", "proprio_embed")
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,18 @@ class Program:
 
 
 class _Part(nn.Module):
-    """A copy of the model in eval mode, and the run's normalisation of frames."""
+    """Those parts of the model that a program needs, and the run's normalisation of frames."""
+
+    sees = False  # whether it takes frames: the encoder and what is around it, or else everything but the encoder
 
     def __init__(self, model: WorldModel, normalise: Normalise) -> None:
         super().__init__()
-        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        lean: Any = copy.copy(model)  # the weights stay shared
+        kept = {name for name in model._modules if (name in _SEEING if self.sees else name != "encoder")}
+        lean._modules = {name: module for name, module in model._modules.items() if name in kept}
+        if not self.sees and isinstance(model, RSSM):
+            lean.__dict__["encoder"] = SimpleNamespace(width=model.encoder.width)  # of latents, which it decodes
+        self.model = lean
         self.normalise = normalise
 
     def history(self, frames: Tensor, proprio: Tensor | None) -> History:
@@ -68,6 +77,8 @@ class _Part(nn.Module):
 
 class Encode(_Part):
     """Frames (B, 3, H, W) in 0..1 and proprioception (B, P) to latents (B, N, D) and the state as `step` takes it."""
+
+    sees = True
 
     def forward(self, frames: Tensor, proprio: Tensor | None = None) -> tuple[Tensor, ...]:
         model = self.model
@@ -100,6 +111,8 @@ class Step(_Part):
 
 class SeeFrame(_Part):
     """rssm: frames (B, 3, H, W) and proprioception (B, P) to features (B, F), and whether there is a frame (B,)."""
+
+    sees = True
 
     def forward(self, frames: Tensor, proprio: Tensor | None = None) -> tuple[Tensor, Tensor]:
         features, there = self.model.seen(self.history(frames, proprio))
@@ -178,6 +191,7 @@ def world_programs(model: WorldModel, mean: tuple[float, ...], std: tuple[float,
             f"this lewm predicts {model.config.chunk} actions at once (method.chunk): a step of one action is not what "
             "it imagines with. Train with method.chunk=1 to export it"
         )
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     normalise = Normalise(mean, std)
     height, width = model.size[-2:]
     generator = torch.Generator().manual_seed(0)
@@ -199,9 +213,9 @@ def world_programs(model: WorldModel, mean: tuple[float, ...], std: tuple[float,
     extra += ("uncertainty",) if isinstance(model, LeWM) and model.heads.ensemble is not None else ()
     outputs = (*(f"next_{name}" for name in kept), *extra)
     most = window(model)
+    if isinstance(model, AC):
+        model.predictor.longest = most
     step = Step(model, normalise)
-    if hasattr(step.model.predictor, "longest"):
-        step.model.predictor.longest = most
     frames = Dim("frames", min=1, max=most)
 
     def one(name: str, count: int, any_count: bool) -> Program:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa.errors import ConfigError
 from jepa.export.programs import Call, Program
-from jepa.export.to_torch import quiet, traced
+from jepa.export.to_torch import quiet, traced, untraceable
 
 OPSET = 20
 _BIG = 1_500_000_000  # bytes of weights above which they go into a file of their own; a protobuf holds 2 GB
@@ -40,11 +40,14 @@ def write(program: Program, folder: Path) -> Path:
     need()
     file = folder / f"{program.name}.onnx"
     graph = traced(program)
-    with quiet():
-        made = torch.onnx.export(
-            graph, program.example, dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(program.inputs), output_names=list(program.outputs),
-        )  # fmt: skip
+    try:
+        with quiet():
+            made = torch.onnx.export(
+                graph, program.example, dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=list(program.inputs), output_names=list(program.outputs),
+            )  # fmt: skip
+    except Exception as error:  # of torch, onnxscript or onnx_ir
+        raise untraceable(program, "torch.onnx", error) from None
     assert made is not None, "torch.onnx.export gave no program"
     _name_axes(made.model, program)
     weights = sum(t.numel() * t.element_size() for t in program.module.state_dict().values())

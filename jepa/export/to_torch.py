@@ -15,14 +15,32 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from jepa.errors import CheckpointError
 from jepa.export.programs import Call, Program
 
 
 def traced(program: Program) -> ExportedProgram:
-    """The program as a graph."""
+    """The program as a graph.
+
+    Raises:
+        CheckpointError: a model that computes in a way that cannot be traced.
+    """
     program.run(dict(zip(program.inputs, program.example, strict=True)))  # tables are made outside the trace
-    with quiet(), torch.no_grad():
-        return torch.export.export(program.module, program.example, dynamic_shapes=program.axes, strict=False)
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(program.module, program.example, dynamic_shapes=program.axes, strict=False)
+    except Exception as error:  # whatever a model's own code meets while it is traced
+        raise untraceable(program, "torch.export", error) from None
+
+
+def untraceable(program: Program, tracer: str, error: Exception) -> CheckpointError:
+    """What to tell of a model that a tracer cannot take."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    said = f"{type(error).__name__}: {' '.join(lines)[:300]}"
+    return CheckpointError(
+        f"{tracer} cannot turn {program.name!r} of this model into a program ({said}). Nothing was written. "
+        "--fixed-size asks less of it; --format safetensors needs no tracing"
+    )
 
 
 def write(program: Program, folder: Path) -> Path:
@@ -62,4 +80,4 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-__all__ = ["quiet", "read", "traced", "write"]
+__all__ = ["quiet", "read", "traced", "untraceable", "write"]

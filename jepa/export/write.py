@@ -64,7 +64,7 @@ def export(
             what the model gives. Nothing half-written is left.
     """
     if form not in FORMATS:
-        raise ConfigError(unknown_key(f"--format {form}", form, list(FORMATS)).replace("key", "format", 1))
+        raise ConfigError(unknown_key(f"--format {form}", form, list(FORMATS)).replace("key", "format"))
     asked, folder = asked or Asked(), Path(out)
     push.check(to_hub)
     _check_target(folder, force)
@@ -303,7 +303,12 @@ def _signature(program: Program) -> dict[str, Any]:
     for name, tensor, axes in zip(program.inputs, program.example, program.axes, strict=True):
         inputs[name] = [_axis(axes[i]) if i in axes else n for i, n in enumerate(tensor.shape)]
     first = next(iter(inputs.values()))[0]
-    return {"inputs": inputs, "outputs": {n: [first, *t.shape[1:]] for n, t in outputs.items()}}
+    any_size = program.name == "encoder" and len(program.axes[0]) > 1
+
+    def shape(tensor: Tensor) -> list[Any]:
+        return [first, "tokens" if any_size and tensor.ndim == 3 else tensor.shape[1], *tensor.shape[2:]]
+
+    return {"inputs": inputs, "outputs": {n: shape(t) if t.ndim > 1 else [first] for n, t in outputs.items()}}
 
 
 def _axis(dim: Any) -> str:
