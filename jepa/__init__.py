@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]
 
 if TYPE_CHECKING:
-    from jepa.checkpoint import load_encoder
+    from jepa.export.load import load_encoder
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_encoder":
-        from jepa.checkpoint import load_encoder
+        from jepa.export.load import load_encoder
 
         return load_encoder
     raise AttributeError(f"module 'jepa' has no attribute {name!r}")

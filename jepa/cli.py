@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import jepa
 from jepa import options
 from jepa.cli_bench import bench_app
+from jepa.cli_export import export
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.errors import ConfigError, JepaError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 # as help lists them: in the order of the job
 VERBS = (
-    *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import"),
+    *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import", "export"),
     *("doctor", "bench"),
 )
 
@@ -308,11 +309,13 @@ def demo(
 
 @app.command(rich_help_panel=LOOK)
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run folder, or a foreign checkpoint file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run folder, or a foreign checkpoint (file, folder).")
+    ],
     as_json: Json = False,
 ) -> None:
     """Say what is in a checkpoint without loading its tensors."""
-    if checkpoint.is_file():
+    if checkpoint.is_file() or ((checkpoint / "config.json").is_file() and not (checkpoint / "config.yaml").is_file()):
         from jepa.export import describe as describe_file
 
         facts = describe_file(checkpoint)
@@ -325,9 +328,14 @@ def inspect(
 
 @app.command("import", rich_help_panel=LOOK)
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A foreign checkpoint file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A foreign checkpoint: a file, or a folder of transformers or timm.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="Run folder to write.")],
-    source: Annotated[str, typer.Option("--from", help="Layout: ijepa, vjepa, vjepa2, vjepa21, vjepa2-ac.")] = "ijepa",
+    source: Annotated[
+        str,
+        typer.Option("--from", help="ijepa, vjepa, vjepa2, vjepa21, vjepa2-ac, dinowm, transformers, timm."),
+    ] = "ijepa",
     overrides: Overrides = None,
 ) -> None:
     """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""
@@ -353,6 +361,7 @@ def doctor(as_json: Json = False) -> None:
 
 app.command(rich_help_panel=MAIN)(rollout)
 app.command(rich_help_panel=MAIN)(plan)
+app.command(rich_help_panel=LOOK)(export)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 

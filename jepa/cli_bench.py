@@ -72,3 +72,11 @@ def bench_scaling(overrides: Overrides = None, as_json: Json = False) -> None:
     from jepa.bench import scaling
 
     print_figures(scaling.bench_scaling(settings_of(scaling.ScalingSettings, overrides)), as_json)
+
+
+@bench_app.command("encode")
+def bench_encode(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """The frozen encoder against the same one in timm, transformers and onnxruntime."""
+    from jepa.bench import encode
+
+    print_figures(encode.bench_encode(settings_of(encode.EncodeSettings, overrides), device), as_json)

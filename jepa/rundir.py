@@ -25,7 +25,7 @@ from typing import Any
 from jepa import checkpoint, world
 from jepa import config as configuration
 from jepa.config import RunConfig
-from jepa.data import Batch
+from jepa.data import Batch, storage
 from jepa.errors import ConfigError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
@@ -213,10 +213,8 @@ def write_environment(run_dir: Path, facts: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     with _storage(path):
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        storage.write_atomic(path, text.encode())
 
 
 class Lines:

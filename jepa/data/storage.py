@@ -6,12 +6,15 @@ Reading uses ``pread``: no seek position, so one descriptor serves threads and f
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from jepa.errors import DataError
+from jepa.errors import DataError, TrainingError
 
 # what network file systems and tired disks answer for a while; anything else will not get better by waiting
 TRANSIENT = frozenset(
@@ -95,3 +98,23 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """The same of a result, for people to read as well; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
+def check_shared_memory(needed: int, advice: str) -> None:
+    """Raises TrainingError with `advice` when /dev/shm has less than `needed` bytes free."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return  # not Linux: no such limit
+    free = found.f_bavail * found.f_frsize
+    if needed > free:
+        raise TrainingError(
+            f"decoding processes need {needed / 1e6:.0f} MB of shared memory, /dev/shm has {free / 1e6:.0f} MB free. "
+            f"{advice}; in Docker, raise --shm-size"
+        )

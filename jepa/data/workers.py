@@ -13,7 +13,6 @@ Shapes: B samples, H W image height and width.
 
 from __future__ import annotations
 
-import os
 import signal
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from jepa.data import storage
 from jepa.data.batch import Batch
 from jepa.data.quarantine import Bad
 from jepa.errors import JepaError, TrainingError
@@ -129,7 +129,8 @@ def decode_in_order(
     """
     pinned = torch.cuda.is_available()
     if workers:
-        _check_shared_memory(workers * (prefetch + 2) * most * 3 * decoder.size[0] * decoder.size[1])
+        needed = workers * (prefetch + 2) * most * 3 * decoder.size[0] * decoder.size[1]
+        storage.check_shared_memory(needed, "Use fewer data.workers, a smaller data.prefetch or train.micro_batch")
     dataset = _Decodings(decoder, most, workers, prefetch + 2)
     loader = DataLoader(
         dataset,
@@ -151,19 +152,6 @@ def decode_in_order(
             images = empty_images(len(slot), decoder.size, pinned)
             images.copy_(slot)  # before the next one is asked for: see the top of the file
             yield delivery.result, images
-
-
-def _check_shared_memory(needed: int) -> None:
-    try:
-        found = os.statvfs("/dev/shm")
-    except (OSError, AttributeError):
-        return  # not Linux: no such limit
-    free = found.f_bavail * found.f_frsize
-    if needed > free:
-        raise TrainingError(
-            f"decoding processes need {needed / 1e6:.0f} MB of shared memory, /dev/shm has {free / 1e6:.0f} MB free. "
-            "Use fewer data.workers, a smaller data.prefetch or train.micro_batch; in Docker, raise --shm-size"
-        )
 
 
 def _unchanged(delivery: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jepa.config import unknown_key
 from jepa.errors import ConfigError
-from jepa.export import ijepa, vjepa2, vjepa2_ac
+from jepa.export import dinowm, folders, ijepa, vjepa2, vjepa2_ac
 from jepa.export.foreign import describe
 
 LAYOUTS = {  # --from NAME
@@ -16,6 +16,9 @@ LAYOUTS = {  # --from NAME
     "vjepa2": vjepa2.convert,
     "vjepa21": vjepa2.convert_vjepa21,
     "vjepa2-ac": vjepa2_ac.convert,
+    "dinowm": dinowm.convert,
+    "transformers": folders.convert_transformers,
+    "timm": folders.convert_timm,
 }
 
 

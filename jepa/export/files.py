@@ -40,6 +40,13 @@ class Foreign:
     values: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def bytes(self) -> int:
+        """Of the file, or of all in the folder."""
+        if self.path.is_file():
+            return self.path.stat().st_size
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+
 
 def read(path: Path | str) -> Foreign:
     """Open a safetensors file or a ``torch.save`` archive.

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from jepa.errors import JepaError
-from jepa.export import files, ijepa, importer, official, vjepa2, vjepa2_ac
+from jepa.export import files, folders, ijepa, importer, official, vjepa2, vjepa2_ac
 
 
 def describe(path: Path | str) -> dict[str, Any]:
-    """What is in a ``.pth``/``.pth.tar``/``.safetensors`` file, from its directory of tensors alone.
+    """What is in a ``.pth``/``.pth.tar``/``.safetensors`` file, from its directory of tensors alone, or in a folder.
 
     Returns:
         Plain values: path, bytes, format, kind, parts {name: {tensors, parameters, dtypes}}, values (plain entries
@@ -22,10 +22,12 @@ def describe(path: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: not readable, damaged, or refused as unsafe (see `files.read`).
     """
+    if Path(path).is_dir():
+        return _describe_folder(Path(path))
     foreign = files.read(path)
     facts: dict[str, Any] = {
         "path": str(foreign.path),
-        "bytes": foreign.path.stat().st_size,
+        "bytes": foreign.bytes,
         "format": foreign.format,
         "kind": "unknown layout",
         "parts": _parts(foreign.tensors),
@@ -38,6 +40,19 @@ def describe(path: Path | str) -> dict[str, Any]:
         facts["architecture"] = _architecture(family, foreign)
         facts["command"] = f"jepa import {foreign.path} --from {family.layout} --to RUN"
     return facts
+
+
+def _describe_folder(folder: Path) -> dict[str, Any]:
+    foreign, layout = folders.weights(folder), folders.layout(folder)
+    facts = {
+        "path": str(folder),
+        "bytes": foreign.bytes,
+        "format": foreign.format,
+        "kind": f"a folder of {layout}" if layout else "a folder of weights with config.json, of no known model",
+        "parts": _parts(foreign.tensors),
+        "metadata": foreign.metadata,
+    }
+    return facts | ({"command": f"jepa import {folder} --from {layout} --to RUN"} if layout else {})
 
 
 def _family(foreign: files.Foreign) -> official.Family | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,32 @@ class Family:
 
 def convert(family: Family, path: Path | str, out: Path | str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Write a run folder with the weights of an official checkpoint; see the families' own `convert`."""
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty folder: give another one to write the run to")
-    foreign = files.read(path)
-    ledger = Ledger(foreign.path, frozenset(foreign.tensors) | frozenset(foreign.values))
+    empty_folder(Path(out))
+    return convert_read(family, files.read(path), out, overrides)
+
+
+def convert_read(
+    family: Family,
+    foreign: files.Foreign,
+    out: Path | str,
+    overrides: list[str] | None = None,
+    left: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    layout: str | None = None,
+) -> dict[str, Any]:
+    """The same of tensors that have been read and have the official names.
+
+    Args:
+        left: further keys of the file, which are not used, and why.
+        notes: what a reader of the result should know.
+        layout: recorded as `--from`; default: the family's.
+    """
+    folder, left = Path(out), left or {}
+    empty_folder(folder)
+    ledger = Ledger(foreign.path, frozenset(foreign.tensors) | frozenset(foreign.values) | frozenset(left))
+    for key, reason in left.items():
+        ledger.ignore([key], reason)
+    ledger.notes.extend(notes)
     parts, origin = sort_keys(family, foreign, ledger)
     ledger.close()
     run = family.run_config(parts, foreign.path, overrides or [], ledger)
@@ -75,7 +96,13 @@ def convert(family: Family, path: Path | str, out: Path | str, overrides: list[s
     _fill(family, parts, run, ledger)
     weights = {f"{part}.{name}": tensor.float() for part, named in parts.items() for name, tensor in named.items()}
     method.load_state_dict(weights, strict=True, assign=True)
-    return write(family, folder, run, method, foreign, ledger, origin)
+    return write(layout or family.layout, folder, run, method, foreign, ledger, origin)
+
+
+def empty_folder(folder: Path) -> None:
+    """Raises CheckpointError when something is there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an empty folder: give another one to write the run to")
 
 
 def sort_keys(family: Family, foreign: files.Foreign, ledger: Ledger) -> tuple[Parts, dict[str, Any]]:
@@ -220,7 +247,7 @@ def _fill(family: Family, parts: Parts, run: RunConfig, ledger: Ledger) -> None:
 
 
 def write(
-    family: Family,
+    layout: str,
     folder: Path,
     run: RunConfig,
     method: base.Method,
@@ -231,9 +258,9 @@ def write(
     """Write a run folder with a method's weights and what became of the file's keys; gives the import record."""
     used = [key for key in ledger.used if key in foreign.tensors]
     summary = {
-        "layout": family.layout,
+        "layout": layout,
         "file": foreign.path.name,
-        "bytes": foreign.path.stat().st_size,
+        "bytes": foreign.bytes,
         "format": foreign.format,
         "dtypes": sorted({str(foreign.tensors[k].dtype).removeprefix("torch.") for k in used}),
         "origin": origin,

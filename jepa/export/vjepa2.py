@@ -26,7 +26,7 @@ from jepa.methods import base
 from jepa.nn.dense import DensePredictor, supervised_levels
 from jepa.nn.tokens import sincos_table_3d
 from jepa.nn.video import SIZES, VideoTransformer
-from jepa.nn.video_predictor import VideoPredictor
+from jepa.nn.video_predictor import VideoPredictor, VideoPredictorConfig
 
 _TABLES = ("pos_embed", "predictor_pos_embed")
 _OFFICIAL_HEADS = {384: 12}  # of V-JEPA 2's and 2.1's predictors, by width
@@ -129,6 +129,8 @@ def _configurer(
         inferred: dict[str, Any] = {"name": method, "encoder": official.encoder_values(SIZES, shape, cut, heads)}
         if "predictor" in parts:
             inferred["predictor"] = _predictor_values(method, parts["predictor"], shape["width"], source)
+        else:  # fresh, of the published size; the encoder's heads do not divide its width for every encoder
+            inferred["predictor"] = {"heads": _OFFICIAL_HEADS[VideoPredictorConfig().width]}
         inferred |= settings(parts, source)
         seen = data if len(shape["patch"]) == 3 else {"image_size": data["image_size"]}
         wanted = given.get("data") or {}

@@ -54,8 +54,7 @@ def convert(path: Path | str, out: Path | str, overrides: list[str] | None = Non
         ConfigError: an override that does not exist.
     """
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty folder: give another one to write the run to")
+    official.empty_folder(folder)
     foreign = files.read(path)
     ledger = Ledger(foreign.path, frozenset(foreign.tensors) | frozenset(foreign.values))
     parts, origin = official.sort_keys(FAMILY, foreign, ledger)
@@ -74,7 +73,7 @@ def convert(path: Path | str, out: Path | str, overrides: list[str] | None = Non
             weights[name] = torch.full(value.shape, float(name.endswith("std")))
     weights["encoder.filled"] = torch.ones(1, dtype=torch.uint8)
     method.load_state_dict(weights, strict=True, assign=True)
-    return official.write(FAMILY, folder, run, method, foreign, ledger, origin)
+    return official.write(FAMILY.layout, folder, run, method, foreign, ledger, origin)
 
 
 def _encoder(parts: Parts) -> dict[str, Tensor]:

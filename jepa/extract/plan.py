@@ -21,12 +21,11 @@ from torch import Tensor
 import jepa
 from jepa import checkpoint
 from jepa import config as configuration
-from jepa.checkpoint import Encoder, folder
+from jepa.checkpoint import Encoder, folder, layers
 from jepa.config import ClipConfig, RunConfig
 from jepa.data import Manifest
 from jepa.data.video.choose import choose
 from jepa.errors import ConfigError
-from jepa.probe import layers
 from jepa.probe.featureset import DTYPES, POOLED, TOKENS, About, Dtype, Origin, tensor_name
 
 _ROUND = 64  # a shard's samples are a multiple of it, so that usual batches divide them

@@ -28,7 +28,7 @@ from jepa.errors import ConfigError
 from jepa.masks import Masks, Sampler
 
 T = TypeVar("T")
-_NO_METHODS = ("base", "world", "frozen")  # files beside the methods
+_NO_METHODS = ("base", "world", "frozen", "teacher")  # files beside the methods
 Schedule = dict[str, Tensor]  # 0-d float tensors on the method's device, so that new values cause no recompile
 
 

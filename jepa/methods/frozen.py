@@ -68,7 +68,7 @@ class FrozenEncoder(nn.Module):
                 "method.encoder.spec"
             )
         self.config, self.image_size = config, image_size
-        self.encoder = _timm_model(spec["timm"], image_size) if "timm" in spec else _own(spec, image_size)
+        self.encoder = timm_model(spec["timm"], image_size) if "timm" in spec else _own(spec, image_size)
         self.encoder.requires_grad_(False).eval()
         self._still = 0 if "timm" in spec or len(spec["size"]) == 2 else _tubelet(self.encoder)
         scale, shift = _between(spec)
@@ -100,6 +100,8 @@ class FrozenEncoder(nn.Module):
     @torch.no_grad()
     def frames(self, x: Tensor) -> Tensor:
         """Frames (M, 3, H, W) to tokens (M, N, D)."""
+        if torch.compiler.is_exporting():  # one graph for any number of frames
+            return self._encode(x)
         if not self._checked and x.device.type != "meta":
             assert not self.awaits_weights, "the frozen encoder has no weights yet: call jepa.checkpoint.frozen.load"
             self._checked = True
@@ -154,7 +156,7 @@ def _own(spec: dict[str, Any], image_size: tuple[int, int]) -> nn.Module:
     return encoders[which]
 
 
-def _timm_model(name: str, image_size: tuple[int, int], pretrained: bool = False) -> nn.Module:
+def timm_model(name: str, image_size: tuple[int, int], pretrained: bool = False) -> nn.Module:
     timm = timm_module(name)
     for options in ({"img_size": image_size}, {}):  # a model that takes images of any size has no such argument
         try:
@@ -191,7 +193,7 @@ def timm_module(name: str) -> Any:
 
 def pretrained(encoder: FrozenEncoder) -> dict[str, Tensor]:
     """The published weights of a timm encoder, for its image size."""
-    return _timm_model(encoder.config.spec["timm"], encoder.image_size, pretrained=True).state_dict()
+    return timm_model(encoder.config.spec["timm"], encoder.image_size, pretrained=True).state_dict()
 
 
 def _tubelet(encoder: nn.Module) -> int:
@@ -278,4 +280,12 @@ def check_rollout(size: Sequence[int], rollout: int) -> None:
         )
 
 
-__all__ = ["FrozenConfig", "FrozenEncoder", "FrozenWorldModel", "check_rollout", "pretrained", "timm_module"]
+__all__ = [
+    "FrozenConfig",
+    "FrozenEncoder",
+    "FrozenWorldModel",
+    "check_rollout",
+    "pretrained",
+    "timm_model",
+    "timm_module",
+]

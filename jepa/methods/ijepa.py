@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa import ema, losses, masks
 from jepa.data import Batch
-from jepa.errors import ConfigError
-from jepa.methods.base import Method, Output, Schedule
+from jepa.methods.base import Output, Schedule
+from jepa.methods.teacher import Taught, check_momentum
 from jepa.nn.predictor import Predictor, PredictorConfig, repeat_blocks
 from jepa.nn.tokens import gather_tokens, token_grid
 from jepa.nn.vit import EncoderConfig, VisionTransformer
@@ -48,17 +48,15 @@ class IJEPAConfig:
     targets: Literal["plain", "centred"] = "plain"  # centred: less what position and the whole image alone tell
 
     def __post_init__(self) -> None:
-        if not all(0 <= m <= 1 for m in self.ema):
-            raise ConfigError(f"ema: got {list(self.ema)}, allowed: two numbers between 0 and 1")
+        check_momentum(self.ema)
 
 
-class IJEPA(Method):
+class IJEPA(Taught):
     """Context encoder, EMA target encoder, predictor."""
 
     Config = IJEPAConfig
     config: IJEPAConfig
     phased = ("masks", "ema", "loss", "targets")
-    gated = True
     target: VisionTransformer
 
     def __init__(self, config: IJEPAConfig, size: tuple[int, ...]) -> None:
@@ -69,26 +67,10 @@ class IJEPA(Method):
         )
         self.target = ema.teacher(self.encoder)
 
-    def train(self, mode: bool = True) -> IJEPA:
-        """As in torch, except that the teacher stays in eval mode."""
-        super().train(mode)
-        self.target.eval()
-        return self
-
-    def enter(self, config: IJEPAConfig, size: tuple[int, ...]) -> None:
-        """Positions are those of the phase before, interpolated to the new grid."""
-        super().enter(config, size)
-        for encoder in (self.encoder, self.target):
-            encoder.resize((size[0], size[1]))
-        self.predictor.resize(self.encoder.grid)
-
     def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
         height, width = size or self.size
         grid = token_grid((height, width), self.config.encoder.patch)
         return masks.make_sampler(self.config.masks, grid, seed)
-
-    def schedule(self, step: int, total_steps: float) -> dict[str, float]:
-        return {"momentum": ema.momentum(step, total_steps, *self.config.ema)}
 
     def forward(self, x: Tensor, masks: masks.Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         assert masks is not None, "I-JEPA needs masks, got None"
@@ -116,13 +98,3 @@ class IJEPA(Method):
         context = self.encoder(images, masks.context)  # (C * B, Kc, D)
         predicted: Tensor = self.predictor(context, masks.context, masks.target)
         return predicted
-
-    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
-        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"], keep)
-
-    def encode(self, x: Tensor) -> Tensor:
-        tokens: Tensor = self.target(x)
-        return tokens
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"context": self.encoder, "target": self.target}

@@ -151,7 +151,7 @@ class RSSM(WorldModel):
         """
         frames = history.frames
         tokens = self.encoder.frames(frames.flatten(0, 1))  # (M, N, D)
-        tokens = tokens.transpose(1, 2).reshape(len(tokens), -1, *self.encoder.grid)
+        tokens = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *self.encoder.grid)
         pooled = F.adaptive_avg_pool2d(tokens, self.pooled).flatten(2).transpose(1, 2)
         x = normalise_targets(pooled.float()).reshape(*frames.shape[:2], -1)
         if self.space.proprio:

@@ -27,12 +27,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa import ema, losses, masks
 from jepa.data import Batch
 from jepa.errors import ConfigError
-from jepa.methods.base import Foresight, Method, Output, Schedule, kind_of
+from jepa.methods.base import Foresight, Output, Schedule, kind_of
+from jepa.methods.teacher import TaughtVideo, check_momentum
 from jepa.nn.attention import unpack
 from jepa.nn.positions import PositionConfig
 from jepa.nn.tokens import gather_packed
@@ -54,18 +55,16 @@ class VJEPAConfig:
     targets: Literal["plain", "centred", "motion"] = "plain"  # centred, motion: see above
 
     def __post_init__(self) -> None:
-        if not all(0 <= m <= 1 for m in self.ema):
-            raise ConfigError(f"ema: got {list(self.ema)}, allowed: two numbers between 0 and 1")
+        check_momentum(self.ema)
 
 
-class VJEPA(Method):
+class VJEPA(TaughtVideo):
     """Context encoder, EMA target encoder, predictor."""
 
     Config = VJEPAConfig
     config: VJEPAConfig
     inputs = ("clip", "image")
     phased = ("masks", "ema", "loss", "targets")
-    gated = True
     target: VideoTransformer
 
     def __init__(self, config: VJEPAConfig, size: tuple[int, ...]) -> None:
@@ -75,12 +74,6 @@ class VJEPA(Method):
         self.predictor = VideoPredictor(config.predictor, self.encoder.width, heads, self.encoder.grid, config.position)
         self.target = ema.teacher(self.encoder)
         self.expect([kind_of(size)])
-
-    def train(self, mode: bool = True) -> VJEPA:
-        """As in torch, except that the teacher stays in eval mode."""
-        super().train(mode)
-        self.target.eval()
-        return self
 
     def expect(self, kinds: Sequence[str]) -> None:
         """Freezes the mask tokens that no source or mask spec uses.
@@ -97,19 +90,9 @@ class VJEPA(Method):
         specs = [len(self.config.masks.of(kind)) for kind in kinds]
         self.predictor.use_tokens(i for source, count in enumerate(specs) for i in self._mask_tokens(source, count))
 
-    def enter(self, config: VJEPAConfig, size: tuple[int, ...]) -> None:
-        """Positions are those of the phase before, interpolated to the new grid (rotary ones are made for any grid)."""
-        super().enter(config, size)
-        for encoder in (self.encoder, self.target):
-            encoder.resize(size)
-        self.predictor.resize(self.encoder.grid)
-
     def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
         size = size or self.size
         return masks.make_video_sampler(self.config.masks, self.encoder.grid_of(size), seed, kind_of(size))
-
-    def schedule(self, step: int, total_steps: float) -> dict[str, float]:
-        return {"momentum": ema.momentum(step, total_steps, *self.config.ema)}
 
     def forward(self, x: Tensor, masks: masks.Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         assert masks is not None, "V-JEPA needs masks, got None"
@@ -141,20 +124,6 @@ class VJEPA(Method):
         grid = self.encoder.grid_of(x.shape[2:])
         predicted: list[Tensor] = self.predictor(visible, masks, grid, self._mask_tokens(source, len(visible)))
         return predicted
-
-    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
-        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"], keep)
-
-    def encode(self, x: Tensor) -> Tensor:
-        tokens: Tensor = self.target(x)
-        return tokens
-
-    def encode_levels(self, x: Tensor, after: Sequence[int]) -> list[Tensor]:
-        """Normalised tokens (B, N, D) after each of these blocks (0-based, ascending) of the encoder that is probed."""
-        return self.target.levels(x, after)
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"context": self.encoder, "target": self.target}
 
     def foresight(self, which: str, mask_token: int | None = None) -> Foresight | None:
         token = self._mask_tokens(0, 1)[0] if mask_token is None else mask_token

@@ -24,12 +24,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa import ema, losses, masks
 from jepa.data import Batch
 from jepa.errors import ConfigError
-from jepa.methods.base import Foresight, Method, Output, Schedule, kind_of
+from jepa.methods.base import Foresight, Output, Schedule, kind_of
+from jepa.methods.teacher import TaughtVideo, check_momentum
 from jepa.nn.attention import unpack
 from jepa.nn.dense import DensePredictor, MultiLevelTransformer, supervised_levels
 from jepa.nn.positions import PositionConfig
@@ -79,8 +80,7 @@ class VJEPA21Config:
     targets: Literal["plain", "centred"] = "plain"  # centred: less what position and the whole clip alone tell
 
     def __post_init__(self) -> None:
-        if not all(0 <= m <= 1 for m in self.ema):
-            raise ConfigError(f"ema: got {list(self.ema)}, allowed: two numbers between 0 and 1")
+        check_momentum(self.ema)
         start, end = self.context_warmup
         if not 0 <= start <= end <= 1:
             raise ConfigError(f"context_warmup: got [{start}, {end}], allowed: 0 <= start <= end <= 1")
@@ -89,7 +89,7 @@ class VJEPA21Config:
         supervised_levels(self.encoder.resolved()[1], self.levels)
 
 
-class VJEPA21(Method):
+class VJEPA21(TaughtVideo):
     """Context encoder, EMA target encoder, predictor."""
 
     Config = VJEPA21Config
@@ -99,7 +99,6 @@ class VJEPA21(Method):
         *("masks", "ema", "loss", "targets", "context_weight", "image_context_weight", "context_warmup"),
         *("by_distance", "distance_per_16"),
     )
-    gated = True
     target: MultiLevelTransformer
 
     def __init__(self, config: VJEPA21Config, size: tuple[int, ...]) -> None:
@@ -114,23 +113,10 @@ class VJEPA21(Method):
         self.target = ema.teacher(self.encoder)
         self.expect([kind_of(size)])
 
-    def train(self, mode: bool = True) -> VJEPA21:
-        """As in torch, except that the teacher stays in eval mode."""
-        super().train(mode)
-        self.target.eval()
-        return self
-
     def expect(self, kinds: Sequence[str]) -> None:
         """Freezes the parts of a modality that no source has."""
         self.encoder.use_kinds(kinds)
         self.predictor.use_kinds(kinds)
-
-    def enter(self, config: VJEPA21Config, size: tuple[int, ...]) -> None:
-        """Positions are those of the phase before, interpolated to the new grid (rotary ones are made for any grid)."""
-        super().enter(config, size)
-        for encoder in (self.encoder, self.target):
-            encoder.resize(size)
-        self.predictor.resize(self.encoder.grid)
 
     def sampler(self, seed: int, size: tuple[int, ...] | None = None) -> masks.Sampler:
         size = size or self.size
@@ -188,20 +174,6 @@ class VJEPA21(Method):
         unit = max(1, grid[1] // 16) if self.config.distance_per_16 else 1
         far = [losses.distance_to(target, grid) for target in masks.target]
         return [(d.gather(1, at) / unit).rsqrt() for d, at in zip(far, masks.context, strict=True)]
-
-    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
-        ema.update(self.target.parameters(), self.encoder.parameters(), values["momentum"], keep)
-
-    def encode(self, x: Tensor) -> Tensor:
-        tokens: Tensor = self.target(x)
-        return tokens
-
-    def encode_levels(self, x: Tensor, after: Sequence[int]) -> list[Tensor]:
-        """Normalised tokens (B, N, D) after each of these blocks (0-based, ascending) of the encoder that is probed."""
-        return self.target.levels(x, after)
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"context": self.encoder, "target": self.target}
 
     def foresight(self, which: str, mask_token: int | None = None) -> Foresight | None:
         """Predicts all levels from all levels; the last one is shown, as the encoder's output is the last level."""

@@ -56,6 +56,7 @@ class ActionPredictor(nn.Module):
         super().__init__()
         width = config.width
         self.grid, self.state, self.extrinsics = grid, state, extrinsics
+        self.longest: int | None = None  # frames that tables are made for; None: as many as come (exports say how many)
         self.before = 1 + bool(state) + bool(extrinsics)  # tokens before the patches
         self.tables = RotaryTables(width // config.heads, config.layout)
         self.predictor_embed = nn.Linear(encoder_width, width)
@@ -99,7 +100,7 @@ class ActionPredictor(nn.Module):
         stop = start + latents.shape[1]
         rotary = tuple(
             table[start:stop, :, None, None]
-            for table in self.tables.of_frames((_ceil(stop), *self.grid), self.before, x)
+            for table in self.tables.of_frames((self.longest or _ceil(stop), *self.grid), self.before, x)
         )
         x, now = through(self.predictor_blocks, x, (rotary[0], rotary[1]), past=past, last=last)
         x = self.predictor_norm(x)

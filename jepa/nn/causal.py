@@ -64,10 +64,11 @@ class CausalAttention(nn.Module):
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         if last:
             q, mask = q[:, :, -1:], None
-        elif mask is None and q.shape[2] > 1 and past is not None:
+        elif mask is None and past is not None and q.shape[2] > 1:
             mask = causal(q.shape[2], k.shape[2], q.device)
         dropout = self.dropout if self.training else 0.0
-        whole = mask is None and q.shape[2] > 1
+        # exported for any number of frames: a single one attends to itself either way
+        whole = mask is None and not last and (torch.compiler.is_exporting() or q.shape[2] > 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=whole)
         mixed = self.proj(mixed.transpose(1, 2).flatten(2))
         return F.dropout(mixed, self.dropout, self.training), (k, v)

@@ -62,8 +62,8 @@ class FrameAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries (B, T, N, h, d) of the newest frames; keys and values (B, (P + T) * N, h, d)."""
         frames, tokens = q.shape[1:3]
-        if frames > 1 and tokens <= _FEW:
-            ends = torch.arange(k.shape[1] // tokens, device=q.device).repeat_interleave(tokens)
+        if torch.compiler.is_exporting() or (frames > 1 and tokens <= _FEW):  # exported: for any number of frames
+            ends = torch.arange(k.shape[1], device=q.device) // tokens
             mixed = self._sdpa(q.flatten(1, 2), k, v, ends[-frames * tokens :, None] >= ends)
             return mixed.unflatten(1, (frames, tokens))  # type: ignore[no-untyped-call, no-any-return]
         # no mask: the fast kernels take none, and nothing is computed to be thrown away

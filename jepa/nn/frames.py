@@ -68,7 +68,7 @@ class FrameEncoder(nn.Module):
             pooled = self.vit(flat).mean(dim=1)
         else:
             tokens = self.vit.patch_embed(flat) + self.vit.pos_embed
-            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
             for block in self.vit.blocks:
                 tokens = block(tokens)
             pooled = self.vit.norm(tokens[:, 0])

@@ -30,7 +30,7 @@ def _matrix(angles: Tensor) -> Tensor:
 def _angles(matrix: Tensor) -> Tensor:
     """Euler angles (..., 3) of rotations (..., 3, 3); the middle one lies in -pi / 2 .. pi / 2."""
     x = torch.atan2(matrix[..., 2, 1], matrix[..., 2, 2])
-    y = torch.atan2(-matrix[..., 2, 0], torch.hypot(matrix[..., 2, 1], matrix[..., 2, 2]))
+    y = torch.atan2(-matrix[..., 2, 0], (matrix[..., 2, 1] ** 2 + matrix[..., 2, 2] ** 2).sqrt())
     z = torch.atan2(matrix[..., 1, 0], matrix[..., 0, 0])
     return torch.stack([x, y, z], dim=-1)
 

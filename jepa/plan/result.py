@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,20 +130,6 @@ def check_any(problems: Sequence[Problem], journal: Journal) -> None:
     errors = [journal.trials[PLANNER, p.number].get("error") for p in problems]
     if all(errors):
         raise DataError(f"all {len(errors)} episodes failed. The first one: {errors[0]}")
-
-
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Whole or not at all: a reader never sees half of a result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import jepa
 from jepa import checkpoint, config
 from jepa.checkpoint import folder
+from jepa.data import storage
 from jepa.methods.world import History
 from jepa.plan import pictures, protocol, ready, result
 from jepa.plan.act import Planner, scripted
@@ -121,7 +122,7 @@ def plan(
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - began, 2),
     }
-    result.write(out, made)
+    storage.write_json(out, made)
     journal.remove()
     return {**made, "file": str(out)}
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from jepa import checkpoint, keyed
-from jepa.checkpoint import Encoder, folder
+from jepa.checkpoint import Encoder, folder, layers
 from jepa.errors import ConfigError
-from jepa.probe import layers
 from jepa.probe.features import Embed, Ints, Levels, Source
 
 FrameOrder = Literal["shuffled", "still"]

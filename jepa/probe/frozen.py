@@ -106,7 +106,7 @@ def _embed(run_config: RunConfig, method: Method, config: FramesConfig, device: 
     if isinstance(method, WorldModel):
         normalise = Normalise(run_config.data.mean, run_config.data.std).to(device)
         return of_world(method.to(device), normalise, config, device)
-    return of_encoder(Encoder(method, run_config).to(device), config, device)
+    return of_encoder(Encoder.of(method, run_config).to(device), config, device)
 
 
 def _facts(footage: tuple[Footage, ...], parts: list[Part], config: FramesConfig) -> dict[str, Any]:

@@ -8,7 +8,6 @@ encoder by itself, so that a baseline gets the settings that suit it best. Nothi
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -22,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import jepa
 from jepa import checkpoint, config
-from jepa.checkpoint import Encoder, folder
+from jepa.checkpoint import Encoder, folder, layers
 from jepa.config import RunConfig
+from jepa.data import storage
 from jepa.errors import ConfigError
-from jepa.probe import anticipation, frozen, layers, stored
+from jepa.probe import anticipation, frozen, stored
 from jepa.probe.anticipation import Actions
 from jepa.probe.baselines import arithmetic, other_run, reordered
 from jepa.probe.dataset import ProbeData
@@ -93,7 +93,7 @@ def probe(
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - start, 2),
     }
-    write_result(out or run_dir / "probes" / f"{settings.name}.json", result)
+    storage.write_json(out or run_dir / "probes" / f"{settings.name}.json", result)
     return result
 
 
@@ -239,17 +239,3 @@ def progress_bar(shown: bool) -> Iterator[Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
         yield Bar(progress)
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all: a reader never sees half of a result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

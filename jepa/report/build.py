@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from jepa.data import storage
 from jepa.errors import ConfigError
 from jepa.report import gallery, imagination, material, numbers, record, verdict
 from jepa.report.markup import html, join
@@ -107,14 +106,10 @@ def _default(run: Path, runs: int) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     """Whole or not at all: a reader never sees half a page."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        storage.write_atomic(path, text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):  # whatever stopped the writing may stop this too
-            partial.unlink(missing_ok=True)
         reason = error.strerror or error
         raise ConfigError(f"cannot write the report to {path}: {reason}. Give another file with --out") from None
     return path

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa import checkpoint, environment, keyed
-from jepa.checkpoint import Encoder
+from jepa.checkpoint import Encoder, layers
 from jepa.config import DataConfig, RunConfig
 from jepa.data import Manifest, Split, centre_batches, make_loader
 from jepa.data.mix import Stream, streams
@@ -27,7 +27,6 @@ from jepa.masks import Masks, Sampler, VideoExactSampler, VideoReferenceSampler
 from jepa.methods import base
 from jepa.nn.attention_maps import attention_layers, attention_maps
 from jepa.nn.rope import Grid
-from jepa.probe import layers
 from jepa.report.read import Run
 
 Int64 = npt.NDArray[np.int64]

@@ -17,6 +17,7 @@ import jepa
 from jepa import checkpoint, config
 from jepa.checkpoint import folder
 from jepa.config import RunConfig
+from jepa.data import storage
 from jepa.errors import ConfigError
 from jepa.methods.world import WorldModel
 from jepa.nn.tokens import Normalise
@@ -25,7 +26,7 @@ from jepa.probe.episodes import Place, Recordings, some, spread_places
 from jepa.probe.footage import Footage
 from jepa.probe.frames import Part, Reader, Source, gather, of_world
 from jepa.probe.frozen import load_method, open_splits
-from jepa.probe.run import pick_device, progress_bar, write_result
+from jepa.probe.run import pick_device, progress_bar
 from jepa.rollout import pictures
 from jepa.rollout.measure import figures, measure
 from jepa.rollout.suite import RolloutSuite, load_suite
@@ -103,7 +104,7 @@ def rollout(
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - begin, 2),
     }
-    write_result(run_dir / "rollouts" / f"{settings.name}.json", result)
+    storage.write_json(run_dir / "rollouts" / f"{settings.name}.json", result)
     return result
 
 

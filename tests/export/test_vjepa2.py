@@ -15,7 +15,8 @@ from transformers import VJEPA2Config, VJEPA2Model
 import jepa
 from jepa import checkpoint, config, losses
 from jepa.errors import CheckpointError, ConfigError
-from jepa.export import describe, import_checkpoint
+from jepa.export import describe, import_checkpoint, vjepa2
+from jepa.export.importer import Ledger
 from jepa.masks import Masks
 from jepa.methods import base
 from jepa.methods.vjepa import VJEPA
@@ -334,3 +335,16 @@ def test_transformers_agrees(dtype: torch.dtype) -> None:
     close: dict[str, float] = {"atol": 2e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 0}
     torch.testing.assert_close(mine, reference.last_hidden_state, **close)
     torch.testing.assert_close(predicted, reference.predictor_output.last_hidden_state, **close)
+
+
+def test_the_giant_encoder_alone_gets_a_predictor_of_the_published_heads() -> None:
+    shape = {
+        "patch_embed.proj.weight": (1408, 3, 2, 16, 16),
+        "norm.weight": (1408,),
+        "blocks.0.mlp.fc1.weight": (6144, 1408),
+    }
+    parts = {"target": {name: torch.empty(size, device="meta") for name, size in shape.items()}}
+    parts["target"] |= {f"blocks.{i}.norm1.weight": torch.empty(1408, device="meta") for i in range(40)}
+    run = vjepa2.VJEPA2.run_config(parts, Path("vitg.pt"), [], Ledger(Path("vitg.pt"), frozenset()))
+    assert run.method["predictor"]["heads"] == 12  # the encoder's 22 do not divide its width of 384
+    vjepa2.VJEPA2.predictor(run)

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jepa.checkpoint import random_encoder
+from jepa.checkpoint import layers, random_encoder
 from jepa.config import Duration
 from jepa.data import Manifest, Split, eval_batches
 from jepa.errors import ConfigError, DataError
-from jepa.probe import layers
 from jepa.probe.attentive import AttentiveConfig, train_grid
 from jepa.probe.clips import ClipsConfig
 from jepa.probe.features import Extractor, FeaturesConfig, Source, Wants

@@ -11,7 +11,6 @@ Shapes: B samples, T frames, H W height and width.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from jepa.data import storage
 from jepa.data.quarantine import Bad
 from jepa.data.video.crew import Crew, Job, Lost
 from jepa.data.workers import Loaded
@@ -123,7 +123,9 @@ def decode_clips_in_order(
         yield from _in_this_process(maker, lists, pinned)
         return
     shape = (prefetch + 1, most, *decoder.size)
-    _check_shared_memory(3 * int(np.prod(shape)))
+    storage.check_shared_memory(
+        3 * int(np.prod(shape)), "Use a smaller data.prefetch or train.micro_batch, or fewer frames"
+    )
     ring = _shared(shape)
     with Crew(_Fill(decoder, ring), workers, deadline) as crew:
         waiting: deque[_Micro] = deque()
@@ -274,16 +276,3 @@ def _shared(size: tuple[int, ...]) -> Tensor:
     shape = (*size, 3)
     storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape).movedim(-1, -4)
-
-
-def _check_shared_memory(needed: int) -> None:
-    try:
-        found = os.statvfs("/dev/shm")
-    except (OSError, AttributeError):
-        return  # not Linux: no such limit
-    free = found.f_bavail * found.f_frsize
-    if needed > free:
-        raise TrainingError(
-            f"decoding processes need {needed / 1e6:.0f} MB of shared memory, /dev/shm has {free / 1e6:.0f} MB free. "
-            "Use a smaller data.prefetch or train.micro_batch, or fewer frames; in Docker, raise --shm-size"
-        )

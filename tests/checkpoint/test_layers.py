@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from jepa.checkpoint import Encoder, random_encoder
+from jepa.checkpoint import Encoder, layers, random_encoder
 from jepa.errors import ConfigError
-from jepa.probe import layers
 from tests.tiny import run_config
 
 

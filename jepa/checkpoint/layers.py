@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from jepa.checkpoint import Encoder
 from jepa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jepa.checkpoint.encoder import Encoder
 
 Levels = Callable[[Tensor], list[Tensor]]  # images to tokens (B, N, D): the output, then each layer
 
@@ -70,7 +72,7 @@ def levels(encoder: Encoder, layers: Sequence[int]) -> Levels:
 
         def asked(images: Tensor) -> list[Tensor]:
             with torch.no_grad():
-                found = dict(zip(after, own(encoder.normalise(images), after), strict=True))
+                found = dict(zip(after, own(encoder.normalised(images), after), strict=True))
             return [found[after[-1]], *(found[i] for i in wanted)]
 
         return asked

@@ -1,0 +1,293 @@
+"""`jepa export`: every shipped configuration in every format it has, and what a stranger gets from the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jepa import checkpoint, config, resources
+from jepa.errors import CheckpointError, ConfigError
+from jepa.export import keymaps, subject, to_safetensors
+from jepa.export.subject import Asked
+from jepa.export.write import FORMATS, export, unfit
+from jepa.methods import base
+from tests import tiny
+from tests.export import runs
+
+NAMES = [name for name in resources.names("configs") if name != "debug"]
+
+
+def instances() -> dict[str, list[str]]:
+    """Tiny instances that differ in weights or positions: the first configuration of each, and all that become it."""
+    found: dict[str, list[str]] = {}
+    for name in NAMES:
+        run = runs.settings(name)
+        method = base.create(run.method, run.data.size)
+        shapes = {key: tuple(tensor.shape) for key, tensor in method.state_dict().items()}
+        position = getattr(method.config, "position", None)
+        found.setdefault(repr((type(method), shapes, position)), []).append(name)
+    return {names[0]: names for names in found.values()}
+
+
+INSTANCES = instances()
+AVAILABLE = {  # by method; vjepa: with fixed positions (V-JEPA) or another shape than a square not in transformers
+    "ijepa": set(FORMATS),
+    "vjepa": {"transformers", "torch", "onnx", "safetensors"},
+    "vjepa21": {"torch", "onnx", "safetensors"},
+    **{name: {"torch", "onnx", "safetensors"} for name in ("ac", "dinowm", "lewm", "rssm")},
+}
+
+
+def available(run: Path) -> set[str]:
+    return {form for form, reason in unfit(subject.load(run, Asked())).items() if reason is None}
+
+
+def test_every_configuration_is_covered() -> None:
+    assert sorted(name for names in INSTANCES.values() for name in names) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_every_format_gives_what_the_model_gives(name: str, tmp_path: Path) -> None:
+    """`export` itself compares, on random inputs of several batches and sizes; here that it did, and what is there."""
+    run = runs.make(tmp_path / "run", name)
+    settings = config.load(name)
+    wanted = AVAILABLE[settings.method["name"]]
+    if settings.method["name"] == "vjepa" and settings.method.get("position", {}).get("kind") == "sincos":
+        wanted = wanted - {"transformers"}
+    assert available(run) == wanted
+    for form in sorted(wanted):
+        done = export(run, form, tmp_path / form)
+        assert len(done.checks) >= 1 and all(check.error <= check.limit for check in done.checks)
+        record = json.loads((tmp_path / form / "export.json").read_text())
+        assert record["format"] == form and record["model"]["step"] == 7 and len(record["checks"]) == len(done.checks)
+        assert f"# {settings.name}" in (tmp_path / form / "README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["run", *wanted]), "no temporary folder is left"
+
+
+# --- round trips --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["transformers", "timm"])
+def test_weights_come_back_bit_by_bit(form: str, tmp_path: Path) -> None:
+    run = runs.make(tmp_path / "run", "ijepa-vit-b16")
+    export(run, form, tmp_path / "out")
+    ours = subject.load(run, Asked()).encoder.state_dict()
+    table = keymaps.IJEPA if form == "transformers" else keymaps.TIMM
+    back = table.inward(load_file(tmp_path / "out" / "model.safetensors"))
+    assert back.keys() == ours.keys() and all(torch.equal(back[name], ours[name]) for name in ours)
+
+
+def test_vjepa2_comes_back_with_its_predictor(tmp_path: Path) -> None:
+    run = runs.make(tmp_path / "run", "vjepa2-vit-l16")
+    export(run, "transformers", tmp_path / "out")
+    found = subject.load(run, Asked())
+    back = keymaps.VJEPA2.inward(load_file(tmp_path / "out" / "model.safetensors"))
+    for part in ("encoder", "predictor"):
+        ours = (found.encoder if part == "encoder" else found.method.get_submodule("predictor")).state_dict()
+        theirs = {name.removeprefix(f"{part}."): t for name, t in back.items() if name.startswith(f"{part}.")}
+        assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_a_table_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(CheckpointError, match="no place for the weight 'cls_token'"):
+        keymaps.TIMM.outward({"cls_token": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="'head.weight'.*no place here"):
+        keymaps.IJEPA.inward({"head.weight": torch.zeros(1)})
+    one = {"encoder.layer.0.attention.attention.query.weight": torch.zeros(2, 2)}
+    with pytest.raises(CheckpointError, match="needs 3 weights, 1 are there"):
+        keymaps.IJEPA.inward(one)
+
+
+def test_context_and_target_are_two_exports(tmp_path: Path) -> None:
+    run = runs.make(tmp_path / "run", "ijepa-vit-b16")
+    for which in ("context", "target"):
+        export(run, "timm", tmp_path / which, Asked(which=which))
+    one, other = (load_file(tmp_path / which / "model.safetensors") for which in ("context", "target"))
+    assert not torch.equal(one["norm.weight"], other["norm.weight"])
+
+
+# --- sizes, layers, types -----------------------------------------------------------------------------------------
+
+
+def test_a_larger_size_is_the_same_everywhere(tmp_path: Path) -> None:
+    """Positions interpolated by ours, then exported: transformers, timm, onnx, torch agree at 64 x 48."""
+    import timm
+    from transformers import AutoModel
+
+    run = runs.make(tmp_path / "run", "ijepa-vit-b16")
+    asked = Asked(image_size=(64, 48))
+    for form in ("timm", "transformers", "torch"):
+        export(run, form, tmp_path / form, asked)
+    found = subject.load(run, asked)
+    pixels = torch.rand(2, 3, 64, 48)
+    wanted, given = found.tokens(pixels), found.normalised(pixels)
+    with torch.no_grad():
+        got = {
+            "transformers": AutoModel.from_pretrained(tmp_path / "transformers")(given).last_hidden_state,
+            "timm": timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval().forward_features(given),
+            "torch": torch.export.load(tmp_path / "torch" / "encoder.pt2").module()(pixels)[0],
+        }
+    for name, tokens in got.items():
+        torch.testing.assert_close(tokens, wanted, atol=1e-4, rtol=0, msg=name)
+    assert wanted.shape[1] == 12, "a grid of 4 x 3"
+
+
+def test_layers_come_out_of_onnx_in_half_precision(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    run = runs.make(tmp_path / "run", "vjepa2-vit-l16")
+    asked = Asked(dtype="fp16", layers=(0, -1), frames=2)
+    export(run, "onnx", tmp_path / "out", asked)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "encoder.onnx")
+    assert [i.shape for i in session.get_inputs()] == [["batch", 3, "2*times", "16*rows", "16*columns"]]
+    pixels = np.random.default_rng(0).random((1, 3, 6, 48, 32), dtype=np.float32)
+    tokens, pooled, first, last = session.run(None, {"pixels": pixels})
+    assert tokens.shape == (1, 18, 24) and np.array_equal(tokens, last) and np.abs(tokens - first).max() > 0.02
+    wanted = subject.load(run, asked).resized((6, 48, 32)).tokens(torch.from_numpy(pixels)).numpy()
+    assert np.abs(tokens - wanted).max() < 0.03 and np.abs(pooled - wanted.mean(1)).max() < 0.02
+    kinds = {
+        t.data_type for t in onnx.load(tmp_path / "out" / "encoder.onnx").graph.initializer if len(t.raw_data) > 500
+    }
+    assert kinds == {onnx.TensorProto.FLOAT16}
+
+
+def test_half_precision_that_overflows_is_refused(tmp_path: Path) -> None:
+    run = runs.settings("ijepa-vit-b16")
+    runs.save(tmp_path / "run", run)
+    broken = runs.save(tmp_path / "large", run)
+    file = broken / "checkpoints" / "step-7" / "model.safetensors"
+    assert file.is_file()
+    found = subject.load(broken, Asked())
+    with torch.no_grad():
+        found.encoder.get_parameter("norm.weight").fill_(1e5)  # finite in float32, infinite in float16
+    checkpoint.save(broken, 8, found.method, None, {"g": 0}, run)
+    with pytest.raises(CheckpointError, match="not the model.*--dtype fp32"):
+        export(broken, "timm", tmp_path / "out", Asked(dtype="fp16"))
+    assert not (tmp_path / "out").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["large", "run"]
+    export(broken, "timm", tmp_path / "out", Asked(dtype="bf16"))
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.make(tmp_path_factory.mktemp("images") / "run", "ijepa-vit-b16")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.make(tmp_path_factory.mktemp("world") / "run", "lewm")
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "says"),
+    [
+        ("onyx", Asked(), "Did you mean 'onnx'"),
+        ("timm", Asked(which="teacher"), "--which teacher: .*context and target"),
+        ("timm", Asked(image_size=(33, 32)), "33 is not a multiple of the patch"),
+        ("timm", Asked(frames=4), "takes images"),
+        ("torch", Asked(layers=(2,)), "layers 0 to 1"),
+        ("transformers", Asked(layers=(0,)), "--layers is for torch and onnx"),
+        ("onnx", Asked(dtype="bf16"), "can be written in fp32, fp16"),
+    ],
+)
+def test_what_a_model_does_not_have_is_said(images: Path, tmp_path: Path, form: str, asked: Asked, says: str) -> None:
+    with pytest.raises((ConfigError, CheckpointError), match=says):
+        export(images, form, tmp_path / "out", asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "says"),
+    [
+        ("timm", Asked(), "world model.*Available: torch, onnx, safetensors"),
+        ("onnx", Asked(dtype="fp16"), "programs can be written in fp32"),
+        ("torch", Asked(image_size=(64, 64)), "for the frames it was trained on"),
+        ("torch", Asked(layers=(0,)), "shows no layers"),
+    ],
+)
+def test_and_of_world_models(world: Path, tmp_path: Path, form: str, asked: Asked, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        export(world, form, tmp_path / "out", asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_of_actions_are_refused_with_a_reason(tmp_path: Path) -> None:
+    run = runs.make(tmp_path / "run", "lewm", "method.chunk=2")
+    with pytest.raises(ConfigError, match=r"method\.chunk=1.*Available: safetensors"):
+        export(run, "onnx", tmp_path / "out")
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        export(tmp_path / "run", "onnx", tmp_path / "out")
+    run = runs.make(tmp_path / "half", "ijepa-vit-b16")
+    (run / "checkpoints" / "step-7" / "COMPLETE").unlink()
+    with pytest.raises(CheckpointError, match="no usable checkpoint.*no COMPLETE"):
+        export(run, "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_an_earlier_export_is_replaced_and_only_by_force(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    for force in (False, True):
+        with pytest.raises(ConfigError, match="is no earlier export"):
+            export(images, "safetensors", tmp_path / "mine", force=force)
+    export(images, "safetensors", tmp_path / "out")
+    (tmp_path / "out" / "stale").touch()
+    with pytest.raises(ConfigError, match="--force"):
+        export(images, "timm", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="--which"):
+        export(images, "timm", tmp_path / "out", Asked(which="none"), force=True)
+    assert (tmp_path / "out" / "stale").exists(), "a refused export leaves the earlier one"
+    export(images, "timm", tmp_path / "out", force=True)
+    assert not (tmp_path / "out" / "stale").exists() and (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_a_folder_of_another_kind_is_not_read(images: Path, tmp_path: Path) -> None:
+    export(images, "timm", tmp_path / "timm")
+    with pytest.raises(CheckpointError, match="holds an export for timm"):
+        to_safetensors.read(tmp_path / "timm")
+    with pytest.raises(CheckpointError, match="no folder made by `jepa export`"):
+        to_safetensors.read(tmp_path)
+    export(images, "safetensors", tmp_path / "plain")
+    file = tmp_path / "plain" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        to_safetensors.read(tmp_path / "plain")
+
+
+def test_the_hub_is_asked_last_and_its_refusal_leaves_the_folder(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(ConfigError, match="USER/NAME"):
+        export(images, "safetensors", tmp_path / "out", to_hub="no-user")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="is written, but uploading it to me/mine failed"):
+        export(images, "safetensors", tmp_path / "out", to_hub="me/mine")
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+# --- the run's own data -------------------------------------------------------------------------------------------
+
+
+def test_real_clips_are_compared_where_the_data_set_is(tmp_path: Path) -> None:
+    data = tiny.build_movies(tmp_path / "movies", 4, 4, 4)
+    small = ["data.image_size=32", "data.decoder=pyav"]
+    run = runs.make(tmp_path / "run", "demo-video", f"data.path={data}", *small)
+    done = export(run, "torch", tmp_path / "out")
+    assert done.real.startswith("4 of split val of movies") and any("real clips" in c.inputs for c in done.checks)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Licence: BSD-3-Clause" in card and str(tmp_path) not in card
+    gone = runs.make(tmp_path / "gone", "demo-video", "data.path=nowhere", *small)
+    assert export(gone, "safetensors", tmp_path / "plain").real.startswith("none: the run's data set is not here")
