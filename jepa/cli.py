@@ -6,10 +6,9 @@ user can act on into one message and exit code 2; anything else is a bug and kee
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,9 +21,6 @@ from jepa.cli_rollout import rollout
 from jepa.errors import ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
-
-if TYPE_CHECKING:
-    from jepa.config import Duration, RunConfig
 
 # as help lists them: in the order of the job
 VERBS = (
@@ -170,13 +166,9 @@ def train(
     ] = None,
 ) -> None:
     """Pretrain. Each of --resume, --extend and --init-from is a different thing; see docs/checkpoints.md."""
-    settings, folder = _run_settings(config, overrides or [], out, debug, tracker or [])
-    longer = _duration(extend) if extend else None
-    if not settings.data.path:
-        raise ConfigError(
-            "data.path is empty: give the folder of a data set. Build one first, for example "
-            f"`jepa data build digits --out data/digits`, then `jepa train {config} data.path=data/digits`"
-        )
+    settings, folder = options.run_settings(config, overrides or [], out, debug, tracker or [])
+    longer = options.duration(extend) if extend else None
+    options.check_data_given(settings, config)
     from jepa.monitor import Monitor
     from jepa.train import train as run
 
@@ -185,24 +177,6 @@ def train(
         raise typer.Exit(INTERRUPTED)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{folder} is at step {ended.step}. Next: jepa probe {folder} --suite NAME; jepa report {folder}")
-
-
-def _run_settings(
-    name: str, overrides: list[str], out: Path | None, debug: bool, trackers: list[str]
-) -> tuple[RunConfig, Path]:
-    from jepa import config
-
-    run_folder = Path(name) if (Path(name) / "config.yaml").is_file() else None
-    if trackers:
-        overrides = [f"train.trackers={json.dumps(['tensorboard', *trackers])}", *overrides]
-    settings = config.load(run_folder / "config.yaml" if run_folder else name, overrides, ["debug"] if debug else None)
-    return settings, out or run_folder or Path("runs") / (f"{settings.name}-debug" if debug else settings.name)
-
-
-def _duration(text: str) -> Duration:
-    from jepa import config
-
-    return config.build(config.Duration, config.override({}, [text]), "--extend")
 
 
 @app.command(rich_help_panel=MAIN)
