@@ -18,6 +18,7 @@ from jepa import options
 from jepa.cli_bench import bench_app
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
+from jepa.cli_slurm import submit
 from jepa.errors import ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
@@ -25,7 +26,7 @@ from jepa.terminal import flushed, print_facts, print_json, print_table, say, un
 # as help lists them: in the order of the job
 VERBS = (
     *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import"),
-    *("doctor", "bench"),
+    *("submit", "jobs", "doctor", "bench"),
 )
 
 
@@ -49,7 +50,7 @@ data_app = typer.Typer(help="Build a data set from a recipe, or look at one.", n
 app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
-MAIN, LOOK, TOOLS = "The main job", "Checkpoints", "This machine"
+MAIN, LOOK, CLUSTER, TOOLS = "The main job", "Checkpoints", "A SLURM cluster", "This machine"
 
 
 def _version(wanted: bool) -> None:
@@ -224,16 +225,11 @@ def extract(
     shard_of: options.ShardOf = None,
 ) -> None:
     """Write the frozen encoder's features to shards that every probe reads. Run again to go on."""
+    given = options.extract_settings(locals())
     from jepa import config
     from jepa.extract import ExtractConfig
     from jepa.extract import extract as run_extract
 
-    given = {
-        "which": which, "tokens": tokens, "layers": options.numbers(layers, "--layers"), "dtype": dtype,
-        "splits": [name for name in splits.split(",") if name], "precision": precision, "frames": frames, "fps": fps,
-        "stride": stride, "duration": duration, "short": short, "clips": clips, "views": views or [], "batch": batch,
-        "workers": workers, "shard_samples": shard_samples, "shard_bytes": shard_bytes,
-    }  # fmt: skip
     wanted = config.build(ExtractConfig, given)
     typer.echo(run_extract(run, data, out, wanted, device=device, share=options.share(shard_of)).summary())
 
@@ -327,6 +323,9 @@ def doctor(as_json: Json = False) -> None:
 
 app.command(rich_help_panel=MAIN)(rollout)
 app.command(rich_help_panel=MAIN)(plan)
+app.command(
+    rich_help_panel=CLUSTER, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True}
+)(submit)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -103,6 +104,23 @@ def duration(text: str) -> Duration:
     from jepa import config
 
     return config.build(config.Duration, config.override({}, [text]), "--extend")
+
+
+def extract_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `jepa extract`, by name, as `jepa.extract.ExtractConfig` takes them.
+
+    Raises:
+        ConfigError: --layers that are no numbers.
+    """
+    same = (
+        *("which", "tokens", "dtype", "precision", "frames", "fps", "stride", "duration", "short", "clips", "batch"),
+        *("workers", "shard_samples", "shard_bytes"),
+    )
+    return {name: given[name] for name in same} | {
+        "layers": numbers(given["layers"], "--layers"),
+        "splits": [name for name in given["splits"].split(",") if name],
+        "views": given["views"] or [],
+    }
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

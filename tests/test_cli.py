@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jepa
-from jepa import cli, options
+from jepa import options
 from jepa.errors import ConfigError
 
 HEAVY = ("torch", "numpy", "torchvision", "PIL", "accelerate", "sklearn", "yaml")

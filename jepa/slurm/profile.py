@@ -27,7 +27,7 @@ _MARGIN = 30  # seconds: SLURM looks at time limits about twice a minute, and se
 # Set by fields of their own, or by submitit; a second value would contradict the first in silence.
 _TAKEN = {
     "array", "comment", "error", "gpus-per-node", "job-name", "mem", "no-requeue", "ntasks-per-node", "open-mode",
-    "output", "signal", "wckey",
+    "output", "signal",
 }  # fmt: skip
 
 
@@ -64,7 +64,9 @@ class Profile:
     container: str | None = None  # image to run in (pyxis: srun --container-image)
     container_mounts: tuple[str, ...] = ()  # FROM:TO[:ro]; the run folder and the data must be among them
     srun: tuple[str, ...] = ()  # further arguments of srun
-    additional: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch, e.g. {licenses: fs, switches: 1}
+    additional: dict[str, Any] = field(
+        default_factory=dict
+    )  # any other option of sbatch, e.g. {licenses: fs, switches: 1}
     max_restarts: int = 100  # times a job is requeued after a failure; those by signal or the scheduler do not count
     step_seconds: float | None = None  # a step that takes longer counts as hung, and the job starts again; null: never
 
@@ -188,7 +190,8 @@ class Profile:
             "srun_args": self._srun(),
             "additional_parameters": self._additional(),
         }
-        return {key: value for key, value in given.items() if value is not None}
+        # submitit sends its own name as wckey, which clusters that keep accounts by it refuse
+        return {key: value for key, value in given.items() if value is not None} | {"wckey": None}
 
     def _setup(self, paths: tuple[Path, ...]) -> list[str]:
         lines = [*self.setup, *(f"export {key}={shlex.quote(value)}" for key, value in self.env.items())]

@@ -39,14 +39,10 @@ def take(folder: Path, methods: tuple[str, ...] = ()) -> Path:
         ConfigError: the folder cannot be written.
     """
     files = _files(methods)
-    digest = hashlib.sha256()
-    for name, source in sorted(files.items()):
-        digest.update(f"{name}\0{source.stat().st_size}\0".encode())
-        digest.update(source.read_bytes())
-    place = folder / digest.hexdigest()[:16]
-    if place.is_dir():
-        return place
-    temporary = folder / f".{place.name}.{os.getpid()}.tmp"
+    final = folder / _hash(files)
+    if final.is_dir():
+        return final
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     try:
         for name, source in files.items():
             copy = temporary / name
@@ -54,12 +50,25 @@ def take(folder: Path, methods: tuple[str, ...] = ()) -> Path:
             shutil.copyfile(source, copy)
         facts = {"version": jepa.__version__, "git": environment.git()}
         (temporary / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        temporary.rename(place)
+        temporary.rename(final)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not place.is_dir():  # nor made by another submission in this moment
+        if not final.is_dir():  # nor made by another submission in this moment
             raise ConfigError(f"cannot copy the code to {folder}: {error.strerror or error}") from None
-    return place
+    return final
+
+
+def place(folder: Path, methods: tuple[str, ...] = ()) -> Path:
+    """Where `take` would put it. Writes nothing."""
+    return folder / _hash(_files(methods))
+
+
+def _hash(files: dict[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, source in sorted(files.items()):
+        digest.update(f"{name}\0{source.stat().st_size}\0".encode())
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _files(methods: tuple[str, ...]) -> dict[str, Path]:
@@ -95,4 +104,4 @@ def _tree(root: Path, name: str, pattern: str = "*") -> dict[str, Path]:
     return found
 
 
-__all__ = ["FACTS", "take"]
+__all__ = ["FACTS", "place", "take"]
