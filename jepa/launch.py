@@ -25,12 +25,13 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from jepa import checkpoint, environment, optim, phases, rundir, world
+from jepa import checkpoint, environment, optim, phases, rundir, sharding, world
 from jepa.config import MAIN_PHASE, Duration, RunConfig, to_dict
 from jepa.errors import CheckpointError, ConfigError, JepaError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
 from jepa.nn.memory import keep_freed_memory
+from jepa.nn.sharded import finite
 from jepa.prepare import Plan, Stage, validate
 
 T = TypeVar("T")
@@ -309,13 +310,15 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     else:
         world.fit(method, made_for)
         checkpoint.frozen.load(method)
+    split = sharding.wanted(plan.config, plan.world)
     if settings.compile:
-        for part in method.children():  # in place, so that names in the state dict stay as they are
-            part.compile()
+        sharding.compiled(method, split)
+    if split:
+        sharding.shard(method, accelerator.device, plan.world)
     with warnings.catch_warnings():
         # The option's successor would still send buffers around at the start, and accelerate does not know it yet.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-        wrapped = accelerator.prepare_model(method)
+        wrapped = accelerator.prepare_model(method, evaluation_mode=split)  # which is without DDP
     optimizer = optim.build_optimizer(method, plan.config.optim)
     if start.resumed and start.checkpoint is not None:
         checkpoint.load_optim(start.checkpoint, method, optimizer)
@@ -380,9 +383,8 @@ def seed_noise(seed: int, step: int, rank: int, device: torch.device) -> None:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every trainable weight is finite; reads one number from the device."""
-    weights = [p.detach() for p in model.parameters() if p.requires_grad]
-    return bool(torch.isfinite(torch.stack(torch._foreach_norm(weights))).all())
+    """Whether every trainable weight is finite; reads one number from the device. See `jepa.nn.sharded.finite`."""
+    return finite(p for p in model.parameters() if p.requires_grad)
 
 
 def not_finite(good: Path | None, what: str) -> TrainingError:

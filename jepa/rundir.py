@@ -46,11 +46,20 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep",
     "train.keep_every",
+    "train.keep_best",
+    "train.keep_best_mode",
+    "train.checkpoint_async",
     "train.log_every",
     "train.trackers",
     "monitor.*",
 )
-MAY_CHANGE_INEXACT = ("train.micro_batch", "train.threads", "train.compile", "train.activation_checkpointing")
+MAY_CHANGE_INEXACT = (
+    "train.micro_batch",
+    "train.threads",
+    "train.compile",
+    "train.activation_checkpointing",
+    "train.sharding",
+)
 
 # --- one writer ---------------------------------------------------------------------------------------------------
 

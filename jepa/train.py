@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa import checkpoint, environment, launch, optim, rundir
+from jepa import environment, launch, optim, rundir, sharding
 from jepa.config import Duration, RunConfig
 from jepa.data import Batch, mix
 from jepa.guard import Guard, follow
@@ -33,6 +33,7 @@ from jepa.nn.tokens import Normalise
 from jepa.prepare import Plan, Stage
 from jepa.progress import Clock, Display, Window
 from jepa.record import Record
+from jepa.saver import Saver
 
 
 def train(
@@ -68,7 +69,7 @@ def train(
         start = launch.begin(plan, out, resume, extend is not None, init_from)
         with launch.accelerator(plan, out) as accelerator:
             run = Run(plan, out, accelerator, launch.agree(accelerator, start), interrupts, monitor, trace, quiet)
-            with run.display, contextlib.closing(run.record):
+            with run.display, contextlib.closing(run.record), contextlib.closing(run.saver):
                 return run.go()
 
 
@@ -95,15 +96,17 @@ class Run:
         self.step = int(state.get("step", 0))
         self.device_seconds = float(state.get("device_seconds", 0.0))
         self.skipped = int(state.get("skipped", 0))
-        self.saved = start.checkpoint if start.resumed else None
+        resumed = start.checkpoint if start.resumed else None
+        self.saver = Saver(plan, out, accelerator, self.method, self.optimizer, resumed, state.get("best"))
         self.window, self.clock = Window(self.device, state.get("window")), Clock()
         self.guard = Guard(plan.config.train.guard, self.device, state.get("guard"))
         self.display = Display(plan.total_steps, self.step, shown=self.main and not quiet)
         for note in start.notes:
             self.display.say(note, "yellow")
         self.enter(plan.at(self.step))
-        if self.saved is None:  # a full disk or a read-only folder shows now, not an epoch later
+        if resumed is None:  # a full disk or a read-only folder shows now, not an epoch later
             self.save()
+            self.saver.finish()
         if self.main:
             rundir.write_config(out, plan.config)  # from here on there is a run in this folder
             rundir.write_environment(out, environment.record(self.device, plan.precision, plan.world))
@@ -121,12 +124,12 @@ class Run:
                 self.enter(plan.at(self.step))
             stopped = self.go_through()
         self.save()
-        assert self.saved is not None
-        result = Result(self.out, self.step, plan.total_steps, self.saved)
+        self.saver.finish()
+        result = Result(self.out, self.step, plan.total_steps, self.saver.path(self.step))
         if result.stopped:
             self.display.say(
                 f"Stopped by a signal after step {self.step} of {plan.total_steps}; everything is saved in "
-                f"{self.saved}. Go on with: jepa train {self.out} --resume"
+                f"{result.checkpoint}. Go on with: jepa train {self.out} --resume"
             )
         return result
 
@@ -139,7 +142,7 @@ class Run:
         self.sources = mix.streams(stage.config, plan.world, self.out, stage.phase.shifts)
         self.samplers = [self.method.sampler(s.seed, s.data.config.size) for s in self.sources]
         self.health_check = None
-        if self.monitor is not None and self.main:
+        if self.monitor is not None and (self.main or sharding.sharded(self.method)):
             given = {"autocast": environment.DTYPES.get(plan.precision), "run_dir": self.out}
             self.health_check = self.monitor(stage.config, plan.data.manifest, self.device, **given)
         if first:
@@ -184,7 +187,7 @@ class Run:
         masks = drawn.slice(batch.micro * len(batch), (batch.micro + 1) * len(batch)) if drawn is not None else None
         self.record.trace(batch, masks)
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        with contextlib.nullcontext() if batch.last else self.accelerator.no_sync(self.wrapped):
+        with sharding.exchange(self.accelerator, self.wrapped, batch.last):
             output = self.wrapped(images, launch.to_device(masks, self.device), self.schedule, batch=batch)
             self.accelerator.backward(output.loss * source.share)
         self.window.add(output.metrics | {"loss": output.loss}, source.share)
@@ -209,9 +212,9 @@ class Run:
         # One process looks at its flag after every step. Several must agree on the step, and do so in the exchange
         # that a line of metrics needs anyway, so that the steps between carry no extra collective.
         stop = self.write_line(norm) if logging and norm is not None else self.interrupts.requested and plan.world == 1
-        if plan.due(done, plan.monitor_every):
-            self.check_health()
-        if saving or stop:
+        self.saver.check(self.saver.failed and plan.world == 1)  # several processes ask with the next line
+        best = plan.due(done, plan.monitor_every) and self.check_health()
+        if saving or stop or best:
             self.save()
         return stop
 
@@ -224,15 +227,15 @@ class Run:
             TrainingError: the loss is not finite, or the guard skipped too many steps.
         """
         steps, guarded = self.window.steps, self.guard.figures()
-        vector = self.window.vector(norm, float(self.interrupts.requested), *guarded)
+        vector = self.window.vector(float(self.saver.failed), norm, float(self.interrupts.requested), *guarded)
         numbers: list[float] = self.accelerator.reduce(vector, reduction="mean").tolist()
-        means, (grad_norm, stop, *figures) = self.window.means(numbers), numbers[-2 - len(guarded) :]
+        means, (failed, grad_norm, stop, *figures) = self.window.means(numbers), numbers[-3 - len(guarded) :]
         seconds, rates = self.clock.rates(steps, sum(s.batch for s in self.sources))
         self.device_seconds += seconds * self.plan.world
         row = {**self.plan.where(self.step), **means, **self.values}
         row |= {"grad_norm": grad_norm, **rates, "peak_memory_gib": environment.peak_memory_gib(self.device)}
         row |= {"device_seconds": self.device_seconds, **self.plan.flops(self.step)}
-        counted, warnings = self.guard.report(figures, self.step, self.saved)
+        counted, warnings = self.guard.report(figures, self.step, self.saver.good)
         row |= counted | ({"warnings": warnings} if warnings else {})
         if self.accelerator.scaler is not None:
             overflows = self.skipped - counted.get("guarded", 0)
@@ -240,41 +243,36 @@ class Run:
         self.record.add(row)
         if not math.isfinite(means["loss"]):
             raise launch.not_finite(
-                self.saved, f"the loss became {means['loss']} between steps {self.step - steps} and {self.step}"
+                self.saver.good, f"the loss became {means['loss']} between steps {self.step - steps} and {self.step}"
             )
         self.display.line(row)
+        self.saver.check(failed > 0)
         return stop > 0
 
-    def check_health(self) -> None:
-        """Run the monitor on rank 0; the others wait."""
-        since = time.perf_counter()
+    def check_health(self) -> bool:
+        """Run the monitor on rank 0, on all ranks when they share the weights. Returns whether these are the best."""
+        since, values = time.perf_counter(), None
         if self.health_check is not None:
-            values, warnings = self.health_check.run(self.method, self.step)
+            check, step = self.health_check, self.step
+            values, warnings = sharding.look(self.method, lambda: check.run(self.method, step))
             self.record.add(self.plan.where(self.step) | values | ({"warnings": warnings} if warnings else {}))
         self.accelerator.wait_for_everyone()
+        best = self.saver.judge(values, self.step)
         self.clock.pause(since)
+        return best
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one. Every rank raises when rank 0 could not write it."""
-        if self.saved is not None and self.saved.name == f"step-{self.step}":
-            return
         since = time.perf_counter()
         if self.step:
             self.record.sync()
-        launch.everywhere(self.accelerator, self.main, self.write_checkpoint)
-        self.saved = self.out / "checkpoints" / f"step-{self.step}"
+        self.saver.save(self.step, self.state, self.config, self.sync_metrics)
         self.clock.pause(since)
 
-    def write_checkpoint(self) -> None:
-        """On rank 0."""
-        if not launch.all_finite(self.method):
-            raise launch.not_finite(self.saved, f"weights are not finite after step {self.step}")
+    def sync_metrics(self) -> None:
+        """On rank 0, before a checkpoint is written: it must not outlive its lines."""
         if self.step:
             self.record.sync(metrics=True)
-        checkpoint.save(
-            self.out, self.step, self.method, self.optimizer, self.state(), self.config,
-            keep=self.config.train.keep, keep_every=self.plan.keep_every, keep_at=self.plan.ends,
-        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimiser state."""
