@@ -152,6 +152,10 @@ def validate(config: RunConfig, place: tuple[int, environment.Resolved] | None =
     def steps(duration: Any) -> int:
         return int(duration.to_steps(settings.batch, size)) if duration is not None else 0
 
+    for name in ("step_seconds", "collective_seconds"):
+        seconds = getattr(settings, name)
+        if seconds is not None and not seconds > 0:
+            raise ConfigError(f"train.{name}: got {seconds:g}, allowed: above 0")
     if settings.keep < 0:
         raise ConfigError(f"train.keep: got {settings.keep}, allowed: 0 (keep all) or more")
     if settings.keep_best is not None and not steps(config.monitor.every):

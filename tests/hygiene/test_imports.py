@@ -14,6 +14,8 @@ TRAINING = (
     "world",
     "rundir",
     "progress",
+    "watchdog",
+    "restarts",
     "record",
     "cost",
     "guard",
