@@ -114,14 +114,7 @@ def check_free(submission: Submission) -> None:
     """
     seen = queue.mine()
     for work in submission.works:
-        for entry in book.read(work.run_dir):
-            found = entry.seen(seen)
-            if entry.key == work.key and found is not None and found.live:
-                raise ConfigError(
-                    f"{work.run_dir}: job {entry.job} ({found.state.lower()}) already does `jepa {work.key}` there. "
-                    f"Wait for it (jepa jobs logs {work.run_dir} --follow), end it (jepa jobs cancel {work.run_dir}), "
-                    "or use another --out"
-                )
+        book.free(work.run_dir, work.key, seen)
         if work.verb == "train" and (work.run_dir / ".lock").is_file():
             with rundir.lock(work.run_dir):  # a process outside of SLURM
                 pass
