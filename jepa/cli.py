@@ -19,7 +19,7 @@ from jepa import options
 from jepa.cli_bench import bench_app
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
-from jepa.cli_slurm import submit
+from jepa.cli_slurm import jobs_app, submit
 from jepa.errors import AGAIN, INTERRUPTED, ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
@@ -328,6 +328,7 @@ app.command(rich_help_panel=MAIN)(plan)
 app.command(
     rich_help_panel=CLUSTER, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True}
 )(submit)
+app.add_typer(jobs_app, name="jobs", rich_help_panel=CLUSTER)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from jepa.errors import ConfigError
 from jepa.options import Json
-from jepa.terminal import print_json
+from jepa.terminal import print_json, print_table
 
 TWO_WORDS = {"data": "build"}
 # What `jepa.slurm.check` reads itself; other options of a verb are passed on as they were given.
@@ -51,7 +51,7 @@ def submit(
 
     Everything is checked first. A list makes a sweep of training runs, as one job array: optim.lr=1e-3,3e-4 seed=0,1.
     """
-    from jepa.slurm import check, profile
+    from jepa.slurm import check, profile, queue
     from jepa.slurm import submit as submission
 
     verb, rest = _verb(words)
@@ -61,13 +61,14 @@ def submit(
         raise ConfigError(f"give --cluster, a YAML file or one of: {', '.join(resources.names('slurm'))}")
     changes = [*(settings or []), *([f"array_parallelism={parallel}"] if parallel is not None else [])]
     asked = profile.load(cluster, changes)
+    seen = None if dry_run else queue.mine()
     params, given = _read(context, verb, rest)
     if verb == "train":
-        works, root = _runs(params, given, asked, seeds)
+        works, root = _runs(params, given, asked, seeds, seen)
     else:
         if seeds is not None:
             raise ConfigError(f"--seeds is for train; {verb} takes its seeds from the suite or recipe")
-        works, root = [check.check(verb, params, given, asked)], None
+        works, root = [check.check(verb, params, given, asked, seen)], None
     planned = submission.prepare(works, root)
     for note in dict.fromkeys(note for work in works for note in work.notes):
         typer.echo(f"note: {note}", err=True)
@@ -115,7 +116,7 @@ def _read(context: typer.Context, verb: str, rest: list[str]) -> tuple[dict[str,
 
 
 def _runs(
-    params: Mapping[str, Any], given: tuple[str, ...], asked: Any, seeds: int | None
+    params: Mapping[str, Any], given: tuple[str, ...], asked: Any, seeds: int | None, seen: Any
 ) -> tuple[list[Any], Path | None]:
     """Every run of a sweep, checked, and the folder they lie in; one run lies where it always does."""
     from jepa import options
@@ -124,7 +125,7 @@ def _runs(
     points = sweep.grid(params["overrides"] or [], seeds)
     if len(points) == 1:
         only = dict(params) | {"overrides": list(points[0].overrides)}
-        return [check.check("train", only, given, asked)], None
+        return [check.check("train", only, given, asked, seen)], None
     first = list(points[0].overrides)
     _, folder = options.run_settings(params["config"], first, None, params["debug"], params["tracker"] or [])
     root = params["out"] or folder.with_name(f"{folder.name}-sweep")
@@ -132,7 +133,7 @@ def _runs(
     for point in points:
         own = dict(params) | {"overrides": list(point.overrides), "out": root / point.name}
         try:
-            works.append(check.check("train", own, given, asked))
+            works.append(check.check("train", own, given, asked, seen))
         except ConfigError as error:
             raise ConfigError(f"{point.name}: {error}") from None
     return works, root
@@ -159,3 +160,67 @@ def _tell(planned: Any, entries: list[Any]) -> None:
 def _short(path: Path) -> Path:
     """As the user would type it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------------
+
+jobs_app = typer.Typer(help="Look after jobs: a table of them; logs, cancel, requeue.", invoke_without_command=True)
+Run = Annotated[Path, typer.Argument(help="A run folder that jobs were submitted for.")]
+Job = Annotated[str | None, typer.Option(help="Id of one of the run's jobs; default: the newest.")]
+
+
+@jobs_app.callback()
+def jobs(
+    context: typer.Context,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Option("--in", help="Only runs in and below this folder; repeatable. Default: runs/, and all live jobs."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also jobs that a newer one of the same run replaced.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every run's job: state, step, loss, ETA, restarts, node, last line of its log."""
+    if context.invoked_subcommand is not None:
+        return
+    from jepa.slurm import jobs as looking
+
+    found = looking.rows(folders, every)
+    if as_json:
+        return print_json(looking.as_json(found))
+    if not found:
+        return typer.echo("no jobs. Submit one: jepa submit train CONFIG --cluster NAME")
+    print_table(looking.table(found))
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    err: Annotated[bool, typer.Option("--err", help="Only standard error, where progress and errors are.")] = False,
+    task: Annotated[int, typer.Option(help="Process of the job, from 0.")] = 0,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Lines from the end.")] = 40,
+    job: Job = None,
+) -> None:
+    """The end of a job's log."""
+    from jepa.slurm import jobs as looking
+
+    def out(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    looking.follow(looking.of_run(run, job), out, task, err, lines, follow)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(run: Run, job: Job = None) -> None:
+    """End a run's jobs, or those of every run in a folder. Training saves first; it goes on with --resume."""
+    from jepa.slurm import jobs as looking
+
+    typer.echo(f"cancelled: {', '.join(looking.cancel(run, job))}")
+
+
+@jobs_app.command("requeue")
+def jobs_requeue(run: Run, job: Job = None) -> None:
+    """Let a run's job start anew from its last checkpoint, on other nodes perhaps; a waiting one starts at once."""
+    from jepa.slurm import jobs as looking
+
+    typer.echo("\n".join(looking.requeue(run, job)))

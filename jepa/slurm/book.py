@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa import rundir
+from jepa.errors import ConfigError
 from jepa.slurm import queue
 from jepa.slurm.queue import Seen
 
@@ -83,4 +84,19 @@ def read(run_dir: Path) -> list[Entry]:
     return found
 
 
-__all__ = ["FILE", "Entry", "add", "read"]
+def free(run_dir: Path, key: str, jobs: Mapping[str, Seen]) -> None:
+    """Whether no live job of a run does some work; `jobs` is what `queue.mine` found.
+
+    Raises:
+        ConfigError: one does; names its id.
+    """
+    for entry in read(run_dir):
+        found = entry.seen(jobs)
+        if entry.key == key and found is not None and found.live:
+            raise ConfigError(
+                f"{run_dir}: job {entry.job} ({found.state.lower()}) already does `jepa {key}` there. Wait for it "
+                f"(jepa jobs logs {run_dir} --follow), end it (jepa jobs cancel {run_dir}), or use another --out"
+            )
+
+
+__all__ = ["FILE", "Entry", "add", "free", "read"]

@@ -22,7 +22,9 @@ from jepa.probe import frozen, stored
 from jepa.probe import suite as probing
 from jepa.probe.dataset import ProbeData
 from jepa.rollout import suite as imagination
+from jepa.slurm import book
 from jepa.slurm.profile import Profile
+from jepa.slurm.queue import Seen
 
 CONFIG = "{config}"  # stands in `argv` for the file that `text` is written to
 
@@ -43,17 +45,31 @@ class Work:
     notes: tuple[str, ...] = ()  # sentences for the user
 
 
-def check(verb: str, params: Mapping[str, Any], given: tuple[str, ...], profile: Profile) -> Work:
+def check(
+    verb: str,
+    params: Mapping[str, Any],
+    given: tuple[str, ...],
+    profile: Profile,
+    seen: Mapping[str, Seen] | None = None,
+) -> Work:
     """Check a verb's arguments as the verb does.
 
     Args:
+        seen: what `queue.mine` found: no other job may be at the same work. None: not asked.
         params: as the command line read them, by name.
         given: the verb's options that were given and that `check` does not look at, to be passed on.
 
     Raises:
         ConfigError, DataError, CheckpointError: what the verb would say before it starts.
     """
+    if verb == "train" and seen:  # before it is found that there is a run already, which that job has made
+        _, out = options.run_settings(
+            params["config"], params["overrides"] or [], params["out"], params["debug"], params["tracker"] or []
+        )
+        book.free(out.absolute(), verb, seen)
     work = _CHECKS[verb](params, given, profile)
+    if seen:
+        book.free(work.run_dir, work.key, seen)
     if profile.container is None and profile.python is not None and not Path(profile.python).is_file():
         return replace(work, notes=(*work.notes, f"python: there is no {profile.python} here; the nodes must have it"))
     return work

@@ -21,7 +21,7 @@ from jepa.errors import ConfigError
 from jepa.slurm import book, queue, snapshot
 from jepa.slurm.book import Entry
 from jepa.slurm.check import CONFIG, Work
-from jepa.slurm.task import Task
+from jepa.slurm.task import Task, teardown
 
 _MANY = 10_000  # starts after a time limit, which submitit counts: as many as it takes
 
@@ -114,14 +114,7 @@ def check_free(submission: Submission) -> None:
     """
     seen = queue.mine()
     for work in submission.works:
-        for entry in book.read(work.run_dir):
-            found = entry.seen(seen)
-            if entry.key == work.key and found is not None and found.live:
-                raise ConfigError(
-                    f"{work.run_dir}: job {entry.job} ({found.state.lower()}) already does `jepa {work.key}` there. "
-                    f"Wait for it (jepa jobs logs {work.run_dir} --follow), end it (jepa jobs cancel {work.run_dir}), "
-                    "or use another --out"
-                )
+        book.free(work.run_dir, work.key, seen)
         if work.verb == "train" and (work.run_dir / ".lock").is_file():
             with rundir.lock(work.run_dir):  # a process outside of SLURM
                 pass
@@ -159,7 +152,9 @@ def _executor(submission: Submission, code: Path) -> Any:
     work = submission.works[0]
     remark = queue.comment(submission.stamp, submission.root)
     executor = Executor(submission.folder, max_num_timeout=_MANY, python=work.profile.python)
-    executor.update_parameters(**work.profile.parameters(work.name, remark, (code,)))
+    executor.update_parameters(
+        **work.profile.parameters(work.name, remark, (code,)), teardown=teardown(executor.folder)
+    )
     return executor
 
 
