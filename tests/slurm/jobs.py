@@ -22,9 +22,10 @@ class Executor(SlurmExecutor):
     """submitit's, with its program in the environment of the cluster."""
 
 
-def config(folder: Path, data: Path, **train: object) -> Path:
-    """The tiny run as a YAML file."""
-    values = tiny.VALUES | {"data": tiny.VALUES["data"] | {"path": str(data)}, "train": tiny.VALUES["train"] | train}
+def config(folder: Path, data: Path, method: str | None = None, **train: object) -> Path:
+    """The tiny run as a YAML file, with changes under `train`."""
+    start = tiny.VALUES if method is None else tiny.VALUES | {"method": {"name": method}}
+    values = start | {"data": tiny.VALUES["data"] | {"path": str(data)}, "train": tiny.VALUES["train"] | train}
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
     return file
