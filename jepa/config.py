@@ -169,6 +169,8 @@ class TrainConfig:
     checkpoint_async: bool = False  # write in the background, from a copy in main memory (docs/checkpoints.md)
     log_every: int = 10  # steps between lines in metrics.jsonl
     trackers: tuple[str, ...] = ("tensorboard",)  # accelerate trackers besides metrics.jsonl
+    step_seconds: float | None = None  # a step that takes longer counts as hung and ends the process; null: never
+    collective_seconds: float = 3600.0  # a process waits so long for the others, also while one saves or measures
     threads: int | None = None  # CPU threads for maths in each process; null: torch's default
 
 

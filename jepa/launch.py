@@ -27,7 +27,7 @@ from torch import nn
 
 from jepa import checkpoint, environment, optim, phases, rundir, sharding, world
 from jepa.config import MAIN_PHASE, Duration, RunConfig, to_dict
-from jepa.errors import CheckpointError, ConfigError, JepaError, TrainingError
+from jepa.errors import CheckpointError, ConfigError, DivergedError, JepaError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
 from jepa.nn.memory import keep_freed_memory
@@ -35,8 +35,6 @@ from jepa.nn.sharded import finite
 from jepa.prepare import Plan, Stage, validate
 
 T = TypeVar("T")
-# Longer than the slowest checkpoint or health check of rank 0, during which the others wait in a collective.
-_PATIENCE = timedelta(hours=1)
 
 
 class HealthCheck(Protocol):
@@ -53,6 +51,7 @@ class Result:
     step: int  # optimiser steps done
     total_steps: int
     checkpoint: Path  # the newest one
+    again: bool = False  # stopped by a signal that means: save, and be started again
 
     @property
     def stopped(self) -> bool:
@@ -69,18 +68,49 @@ class Start:
 
     checkpoint: Path | None = None  # weights to load
     resumed: bool = False  # optimiser state and step too
+    step: int = 0  # steps done by then, of a resumed run
     notes: tuple[str, ...] = ()  # sentences for the user
+
+
+def planned(
+    config: RunConfig,
+    out: Path,
+    resume: bool,
+    extend: Duration | None,
+    init_from: Path | str | None,
+    place: tuple[int, environment.Resolved] | None = None,
+) -> Plan:
+    """A run's validated plan, with the length that it is extended to; `place` as for `validate`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: everything that can be found before anything is started.
+    """
+    if init_from is not None and (resume or extend is not None):
+        raise ConfigError("--init-from starts a new run, --resume and --extend go on with one: give only one of them")
+    return validate(extended(config, out, extend) if extend is not None else config, place)
 
 
 def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | str | None) -> Start:
     """Decide where the run starts and make the folder ready. Rank 0 does, under the lock; the others are told.
 
     Raises:
-        ConfigError: a run is there already, or one with another configuration.
-        CheckpointError: no usable checkpoint.
+        ConfigError, CheckpointError: see `look`.
     """
     if plan.rank != 0:
         return Start()
+    start = look(plan, out, resume, extend, init_from)
+    if start.resumed:
+        rundir.cut_back(out, start.step if start.step else -1)  # the health check of step 0 is made again
+    return start
+
+
+def look(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | str | None) -> Start:
+    """Where a run would start from. Changes nothing.
+
+    Raises:
+        ConfigError: a run is there already, or one with another configuration.
+        CheckpointError: no usable checkpoint.
+    """
     if not resume:
         if rundir.has_run(out):
             raise ConfigError(
@@ -103,11 +133,10 @@ def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | s
         old = _longer(plan, old, state)
     old, future = _with_future(plan, old, step)
     notes = [*rundir.check_changes(old, plan.config, state, plan.identity()), *future]
-    rundir.cut_back(out, step if step else -1)  # the health check of step 0 is made again
     where = f"going on from {found.name} of {plan.total_steps} steps"
     if step >= plan.total_steps:
         where = f"the run is finished, at step {step} of {plan.total_steps}; --extend makes it longer"
-    return Start(found, resumed=True, notes=(*(f"{p}; an older one is used" for p in passed), *notes, where))
+    return Start(found, resumed=True, step=step, notes=(*(f"{p}; an older one is used" for p in passed), *notes, where))
 
 
 def extended(config: RunConfig, out: Path, duration: Duration) -> RunConfig:
@@ -163,7 +192,9 @@ def _with_future(plan: Plan, old: RunConfig, step: int) -> tuple[RunConfig, list
         raise ConfigError(f"phases that have begun stay the first ones, in this order: {', '.join(begun)}")
     kept = {name: phase for name, phase in old.phases.items() if name in begun}
     future = {name: phase for name, phase in plan.config.phases.items() if name not in begun}
-    pairs = zip(rates(plan.config, step), rates(dataclasses.replace(plan.config, phases=old.phases), step), strict=True)
+    place = plan.world, plan.precision
+    earlier = dataclasses.replace(plan.config, phases=old.phases)
+    pairs = zip(rates(plan.config, step, place), rates(earlier, step, place), strict=True)
     other = sorted({name for now_values, values in pairs for name in values if now_values[name] != values[name]})
     if other:
         raise ConfigError(
@@ -174,9 +205,11 @@ def _with_future(plan: Plan, old: RunConfig, step: int) -> tuple[RunConfig, list
     return dataclasses.replace(old, phases=kept | future), ["phases that had not begun are now as given"]
 
 
-def rates(config: RunConfig, steps: int) -> list[dict[str, float]]:
-    """All scheduled values of the first steps of a run."""
-    plan = validate(config)
+def rates(
+    config: RunConfig, steps: int, place: tuple[int, environment.Resolved] | None = None
+) -> list[dict[str, float]]:
+    """All scheduled values of the first steps of a run; `place` as for `validate`."""
+    plan = validate(config, place)
     with torch.device("meta"):
         method = base.create(plan.config.method, plan.config.data.size)
     found: list[dict[str, float]] = []
@@ -206,7 +239,7 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
             DistributedDataParallelKwargs(
                 broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True
             ),
-            InitProcessGroupKwargs(timeout=_PATIENCE),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=settings.collective_seconds)),
         ],
         log_with=list(settings.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tb")),
@@ -353,10 +386,10 @@ def all_finite(model: nn.Module) -> bool:
     return finite(p for p in model.parameters() if p.requires_grad)
 
 
-def not_finite(good: Path | None, what: str) -> TrainingError:
+def not_finite(good: Path | None, what: str) -> DivergedError:
     """The error for a run that diverged: what happened, what is still good, what to try."""
     left = f"the last good checkpoint is {good}" if good is not None else "no checkpoint was written"
-    return TrainingError(
+    return DivergedError(
         f"{what}; {left}. Resuming would repeat the same steps. Try a new run from it (--init-from) with a lower "
         "optim.lr, a longer optim.warmup, optim.clip_norm=1, or train.precision=fp32"
     )

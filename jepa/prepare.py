@@ -124,17 +124,23 @@ class Plan:
         return same | ({"mix": others} if others else {}) | ({"decoders": decoders} if decoders else {})
 
 
-def validate(config: RunConfig) -> Plan:
+def validate(config: RunConfig, place: tuple[int, environment.Resolved] | None = None) -> Plan:
     """Check everything that can be checked without a device or a process group, for every phase of the run.
+
+    Args:
+        place: number of processes and precision of a run that will start elsewhere; None: as it would start here.
 
     Raises:
         ConfigError: configuration, process count, precision or method that cannot be used.
         DataError: the data set is missing or damaged.
     """
-    rank, world = environment.rank_and_world()
+    rank, world = environment.rank_and_world() if place is None else (0, place[0])
     config = rundir.resolved(config)
     settings = config.train
-    precision = environment.resolve_precision(settings.precision, environment.device_type())
+    if place is None:
+        precision = environment.resolve_precision(settings.precision, environment.device_type())
+    else:
+        precision = place[1]
     size = mix.streams(config, world)[0].data.size
     _check_trackers(settings.trackers)
     sharding.check(config, precision)
@@ -146,6 +152,10 @@ def validate(config: RunConfig) -> Plan:
     def steps(duration: Any) -> int:
         return int(duration.to_steps(settings.batch, size)) if duration is not None else 0
 
+    for name in ("step_seconds", "collective_seconds"):
+        seconds = getattr(settings, name)
+        if seconds is not None and not seconds > 0:
+            raise ConfigError(f"train.{name}: got {seconds:g}, allowed: above 0")
     if settings.keep < 0:
         raise ConfigError(f"train.keep: got {settings.keep}, allowed: 0 (keep all) or more")
     if settings.keep_best is not None and not steps(config.monitor.every):

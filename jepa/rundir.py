@@ -5,6 +5,7 @@ RUN/metrics.jsonl      one JSON object per line: {"step": steps done, "g": sampl
 RUN/trace-rankR.jsonl  with tracing on: one line per sample
 RUN/checkpoints/       see jepa.checkpoint
 RUN/environment.json   where it was started, newest start last
+RUN/restarts.jsonl     see jepa.restarts; RUN/.step: steps done, see jepa.watchdog
 RUN/.lock              held while a process trains
 """
 
@@ -51,6 +52,8 @@ MAY_CHANGE = (
     "train.checkpoint_async",
     "train.log_every",
     "train.trackers",
+    "train.step_seconds",
+    "train.collective_seconds",
     "monitor.*",
 )
 MAY_CHANGE_INEXACT = (

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa import environment, launch, optim, rundir, sharding
+from jepa import environment, launch, optim, restarts, rundir, sharding
 from jepa.config import Duration, RunConfig
 from jepa.data import Batch, mix
-from jepa.errors import ConfigError
 from jepa.guard import Guard, follow
-from jepa.interrupt import Interrupts
+from jepa.interrupt import Agreement, Interrupts
 from jepa.launch import HealthCheck, Result
 from jepa.methods import base
 from jepa.nn.tokens import Normalise
-from jepa.prepare import Plan, Stage, validate
+from jepa.prepare import Plan, Stage
 from jepa.progress import Clock, Display, Window
 from jepa.record import Record
 from jepa.saver import Saver
+from jepa.watchdog import Watchdog
 
 
 def train(
@@ -64,17 +63,13 @@ def train(
         TrainingError: the run cannot go on (loss not finite, disk full, too many bad samples).
     """
     out = Path(out)
-    if init_from is not None and (resume or extend is not None):
-        raise ConfigError("--init-from starts a new run, --resume and --extend go on with one: give only one of them")
-    if extend is not None:
-        config = launch.extended(config, out, extend)
-    plan, resume = validate(config), resume or extend is not None
+    plan, resume = launch.planned(config, out, resume, extend, init_from), resume or extend is not None
     lock = rundir.lock(out, new=not resume) if plan.rank == 0 else contextlib.nullcontext()
     with lock, Interrupts() as interrupts:
         start = launch.begin(plan, out, resume, extend is not None, init_from)
         with launch.accelerator(plan, out) as accelerator:
             run = Run(plan, out, accelerator, launch.agree(accelerator, start), interrupts, monitor, trace, quiet)
-            with run.display, contextlib.closing(run.record), contextlib.closing(run.saver):
+            with run.display, contextlib.closing(run.record), contextlib.closing(run.saver), run.watchdog:
                 return run.go()
 
 
@@ -93,12 +88,14 @@ class Run:
         quiet: bool = False,
     ) -> None:
         self.plan, self.out, self.monitor = plan, out, monitor
-        self.accelerator, self.interrupts = accelerator, interrupts
+        self.accelerator = accelerator
         self.device, self.main = accelerator.device, accelerator.is_main_process
         built = launch.build(plan, accelerator, start)
         self.method, self.wrapped, self.optimizer, state = built.method, built.wrapped, built.optimizer, built.state
         self.normalise = Normalise(plan.config.data.mean, plan.config.data.std).to(self.device, plan.dtype)
         self.step = int(state.get("step", 0))
+        self.stopping = Agreement(interrupts, accelerator, self.step)
+        self.watchdog = Watchdog(out, plan.rank, plan.config.train.step_seconds, self.step)
         self.device_seconds = float(state.get("device_seconds", 0.0))
         self.skipped = int(state.get("skipped", 0))
         resumed = start.checkpoint if start.resumed else None
@@ -115,6 +112,8 @@ class Run:
         if self.main:
             rundir.write_config(out, plan.config)  # from here on there is a run in this folder
             rundir.write_environment(out, environment.record(self.device, plan.precision, plan.world))
+        starting = self.main and self.step < plan.total_steps  # a finished run has nothing to start
+        self.tally = restarts.record(out, self.step, plan.world) if starting else restarts.Tally()
         self.record = Record(out, accelerator, self.display, trace)
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -130,18 +129,17 @@ class Run:
             stopped = self.go_through()
         self.save()
         self.saver.finish()
-        result = Result(self.out, self.step, plan.total_steps, self.saver.path(self.step))
+        result = Result(self.out, self.step, plan.total_steps, self.saver.path(self.step), self.stopping.again)
         if result.stopped:
-            self.display.say(
-                f"Stopped by a signal after step {self.step} of {plan.total_steps}; everything is saved in "
-                f"{result.checkpoint}. Go on with: jepa train {self.out} --resume"
-            )
+            self.display.stopped(self.step, result.checkpoint, self.out)
         return result
 
     def enter(self, stage: Stage) -> None:
         """Put a phase's settings and sizes in force; weights, teacher and optimiser state stay as they are."""
         plan, first = self.plan, self.step == stage.start and self.step > 0
         self.stage, self.config = stage, stage.config
+        self.stopping.soon(self.step)
+        self.watchdog.expect_slow()
         self.method.enter(base.resolve(stage.config.method)[1], stage.config.data.size)
         self.method.checkpoint_blocks(stage.config.train.activation_checkpointing)
         self.sources = mix.streams(stage.config, plan.world, self.out, stage.phase.shifts)
@@ -214,9 +212,8 @@ class Run:
         self.step = done
         self.window.close_step()
         self.display.tick(done)
-        # One process looks at its flag after every step. Several must agree on the step, and do so in the exchange
-        # that a line of metrics needs anyway, so that the steps between carry no extra collective.
-        stop = self.write_line(norm) if logging and norm is not None else self.interrupts.requested and plan.world == 1
+        self.watchdog.tick(done)
+        stop = self.write_line(norm) if logging and norm is not None else self.stopping.after(done)
         self.saver.check(self.saver.failed and plan.world == 1)  # several processes ask with the next line
         best = plan.due(done, plan.monitor_every) and self.check_health()
         if saving or stop or best:
@@ -232,15 +229,15 @@ class Run:
             TrainingError: the loss is not finite, or the guard skipped too many steps.
         """
         steps, guarded = self.window.steps, self.guard.figures()
-        vector = self.window.vector(float(self.saver.failed), norm, float(self.interrupts.requested), *guarded)
+        vector = self.window.vector(float(self.saver.failed), norm, *self.stopping.given(self.step), *guarded)
         numbers: list[float] = self.accelerator.reduce(vector, reduction="mean").tolist()
-        means, (failed, grad_norm, stop, *figures) = self.window.means(numbers), numbers[-3 - len(guarded) :]
+        means, (failed, grad_norm, *asked) = self.window.means(numbers), numbers[-5 - len(guarded) :]
         seconds, rates = self.clock.rates(steps, sum(s.batch for s in self.sources))
         self.device_seconds += seconds * self.plan.world
         row = {**self.plan.where(self.step), **means, **self.values}
         row |= {"grad_norm": grad_norm, **rates, "peak_memory_gib": environment.peak_memory_gib(self.device)}
-        row |= {"device_seconds": self.device_seconds, **self.plan.flops(self.step)}
-        counted, warnings = self.guard.report(figures, self.step, self.saver.good)
+        row |= {"device_seconds": self.device_seconds, **self.plan.flops(self.step), **self.tally.row()}
+        counted, warnings = self.guard.report(asked[3:], self.step, self.saver.good)
         row |= counted | ({"warnings": warnings} if warnings else {})
         if self.accelerator.scaler is not None:
             overflows = self.skipped - counted.get("guarded", 0)
@@ -252,27 +249,25 @@ class Run:
             )
         self.display.line(row)
         self.saver.check(failed > 0)
-        return stop > 0
+        return self.stopping.settle(self.step, *asked[:3])
 
     def check_health(self) -> bool:
         """Run the monitor on rank 0, on all ranks when they share the weights. Returns whether these are the best."""
-        since, values = time.perf_counter(), None
-        if self.health_check is not None:
-            check, step = self.health_check, self.step
-            values, warnings = sharding.look(self.method, lambda: check.run(self.method, step))
-            self.record.add(self.plan.where(self.step) | values | ({"warnings": warnings} if warnings else {}))
-        self.accelerator.wait_for_everyone()
-        best = self.saver.judge(values, self.step)
-        self.clock.pause(since)
-        return best
+        with self.watchdog.aside(self.clock):
+            values = None
+            if self.health_check is not None:
+                check, step = self.health_check, self.step
+                values, warnings = sharding.look(self.method, lambda: check.run(self.method, step))
+                self.record.add(self.plan.where(self.step) | values | ({"warnings": warnings} if warnings else {}))
+            self.accelerator.wait_for_everyone()
+            return self.saver.judge(values, self.step)
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one. Every rank raises when rank 0 could not write it."""
-        since = time.perf_counter()
-        if self.step:
-            self.record.sync()
-        self.saver.save(self.step, self.state, self.config, self.sync_metrics)
-        self.clock.pause(since)
+        with self.watchdog.aside(self.clock):
+            if self.step:
+                self.record.sync()
+            self.saver.save(self.step, self.state, self.config, self.sync_metrics)
 
     def sync_metrics(self) -> None:
         """On rank 0, before a checkpoint is written: it must not outlive its lines."""

@@ -14,6 +14,8 @@ TRAINING = (
     "world",
     "rundir",
     "progress",
+    "watchdog",
+    "restarts",
     "record",
     "cost",
     "guard",
@@ -26,7 +28,8 @@ ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
     *("extract", "train", "slurm", "report", "bench"),
-    *("doctor", "demo", "terminal", "options", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli", "__main__"),
+    *("doctor", "demo", "terminal", "options", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm"),
+    *("cli", "__main__"),
 )
 
 # Who may import inside functions, and what. "*" is anything: the command line stays light that way.
@@ -36,6 +39,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli_export.py": {"*"},
     "cli_plan.py": {"*"},
     "cli_rollout.py": {"*"},
+    "cli_slurm.py": {"*"},
     "options.py": {"jepa.config"},  # likewise
     "__init__.py": {"jepa.export.load"},  # jepa.load_encoder, looked up on first use
     "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without
@@ -61,6 +65,7 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "stable_worldmodel",
+    "submitit",
 }  # extras: any file may import them where they are used
 PLATFORM = {"fcntl", "resource"}  # modules that only some operating systems have
 

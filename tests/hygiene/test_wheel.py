@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jepa import resources
 from tests.hygiene.tree import ROOT
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def run(binaries: Path, folder: Path, *command: str) -> subprocess.CompletedProc
 
 def test_the_wheel_carries_the_package_and_every_yaml_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"jepa/_share/{k}/{p.name}" for k in ("configs", "datasets", "eval") for p in (ROOT / k).glob("*.yaml")}
+    expected = {f"jepa/_share/{k}/{p.name}" for k in resources.KINDS for p in (ROOT / k).glob("*.yaml")}
     expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "jepa").rglob("*.py")} | {"jepa/py.typed"}
     assert expected - names == set()
     assert {n.split("/")[0] for n in names} == {"jepa", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
