@@ -7,6 +7,7 @@ user can act on into one message and exit code 2; anything else is a bug and kee
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from jepa.cli_bench import bench_app
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.cli_slurm import jobs_app, submit
-from jepa.errors import ConfigError, JepaError
+from jepa.errors import AGAIN, INTERRUPTED, ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
 
@@ -49,7 +50,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Build a data set from a recipe, or look at one.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
-INTERRUPTED = 130  # what shells call the end by Ctrl-C
 MAIN, LOOK, CLUSTER, TOOLS = "The main job", "Checkpoints", "A SLURM cluster", "This machine"
 
 
@@ -171,11 +171,13 @@ def train(
     longer = options.duration(extend) if extend else None
     options.check_data_given(settings, config)
     from jepa.monitor import Monitor
+    from jepa.slurm import ranks
     from jepa.train import train as run
 
+    ranks.join()  # under srun
     ended = run(settings, folder, resume=resume, extend=longer, init_from=init_from, trace=trace, monitor=Monitor)
     if ended.stopped:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(AGAIN if ended.again else INTERRUPTED)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{folder} is at step {ended.step}. Next: jepa probe {folder} --suite NAME; jepa report {folder}")
 
@@ -333,17 +335,22 @@ app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code. 2: something to put right, 130: interrupted, 1: a bug."""
+def main(arguments: list[str] | None = None, failed: Callable[[Exception], None] | None = None) -> int:
+    """Run the command line; the exit code. 2: something to put right, 130: interrupted, 75: again, 1: a bug.
+
+    `failed` is called with the error that ends it, before that is shown.
+    """
     try:
         app(args=arguments, prog_name="jepa")
     except SystemExit as stop:
         return flushed(stop.code if isinstance(stop.code, int) else 0)
-    except JepaError as error:
-        say("error:", str(error))
-        return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        return unexpected(error)
+        if failed is not None:
+            failed(error)
+        if not isinstance(error, JepaError):
+            return unexpected(error)
+        say("error:", str(error))
+        return 2
     return flushed(0)

@@ -157,14 +157,20 @@ class TrainConfig:
     micro_batch: int | None = None  # most samples per rank at once; accumulation is derived from it
     duration: Duration = field(default_factory=lambda: Duration(epochs=300))  # length of the training's main part
     precision: Precision = "auto"  # bf16 where the hardware multiplies in it, else fp32
+    sharding: Literal["none", "fsdp"] = "none"  # fsdp: each rank keeps its part of weights, teacher, optimiser state
     compile: bool = False  # torch.compile the method
     activation_checkpointing: bool = False  # less memory for more work: blocks are run again in backward
     guard: GuardConfig | None = None  # skips steps whose loss jumps; null: off
     checkpoint_every: Duration = field(default_factory=lambda: Duration(epochs=1))  # also at the end
     keep: int = 2  # newest checkpoints kept; 0 keeps all
     keep_every: Duration | None = None  # checkpoints at multiples of this are kept for good
+    keep_best: str | None = None  # a health metric, or knn: the checkpoint that is best in it is made and kept
+    keep_best_mode: Literal["max", "min"] = "max"  # whether more of it is better, or less
+    checkpoint_async: bool = False  # write in the background, from a copy in main memory (docs/checkpoints.md)
     log_every: int = 10  # steps between lines in metrics.jsonl
     trackers: tuple[str, ...] = ("tensorboard",)  # accelerate trackers besides metrics.jsonl
+    step_seconds: float | None = None  # a step that takes longer counts as hung and ends the process; null: never
+    collective_seconds: float = 3600.0  # a process waits so long for the others, also while one saves or measures
     threads: int | None = None  # CPU threads for maths in each process; null: torch's default
 
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from jepa.nn.sharded import local
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -29,10 +31,12 @@ def teacher(student: M) -> M:
 def update(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float, keep: Tensor | None = None) -> None:
     """target = momentum * target + (1 - momentum) * online, in place, in one fused pass over all parameters.
 
+    Of sharded parameters every rank moves its own part, and nothing is sent.
+
     keep: 0-d on the device; at 0 nothing changes, at 1 the result is bit-equal to that without it.
     """
-    targets, weight = list(target), 1.0 - momentum
-    sources = [p.detach() for p in online]
+    targets, weight = [local(p) for p in target], 1.0 - momentum
+    sources = [local(p.detach()) for p in online]
     if keep is None:
         torch._foreach_lerp_(targets, sources, weight)
     else:

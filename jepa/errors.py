@@ -1,4 +1,8 @@
-"""Errors a user can act on. Each message says what was given, what is allowed and what to do."""
+"""Errors a user can act on. Each message says what was given, what is allowed and what to do. And exit codes."""
+
+INTERRUPTED = 130  # stopped by Ctrl-C or SIGTERM, everything saved; what shells call it
+AGAIN = 75  # stopped by SIGUSR2, everything saved, wants to be started again; EX_TEMPFAIL of sysexits.h
+HUNG = 124  # ended by the watchdog; as timeout(1) ends
 
 
 class JepaError(Exception):
@@ -19,3 +23,7 @@ class CheckpointError(JepaError):
 
 class TrainingError(JepaError):
     """A run that cannot go on (loss not finite, too many bad samples, disk full)."""
+
+
+class DivergedError(TrainingError):
+    """A run whose loss or weights are not finite, or jump for good: doing the same steps again would not help."""

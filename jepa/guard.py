@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jepa.config import GuardConfig
-from jepa.errors import TrainingError
+from jepa.errors import DivergedError
 from jepa.methods.base import Method
 from jepa.progress import Window
 
@@ -75,7 +75,7 @@ class Guard:
         """Metrics and warnings from the read `figures`, after `step` steps.
 
         Raises:
-            TrainingError: too many steps in a row were skipped.
+            DivergedError: too many steps in a row were skipped.
         """
         if not self.on:
             return {}, []
@@ -83,7 +83,7 @@ class Guard:
         self._longest = self._row
         if longest >= self.config.patience:
             left = f"the last good checkpoint is {good}" if good is not None else "no checkpoint was written"
-            raise TrainingError(
+            raise DivergedError(
                 f"train.guard skipped {longest} steps in a row before step {step}: their losses lie above mean + "
                 f"{self.config.std:g} standard deviations of the {self.config.window} before. Training has diverged, "
                 f"or its loss is at another level for good; {left}. Resuming would repeat the same steps. Try a new "

@@ -25,17 +25,16 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from jepa import checkpoint, environment, optim, phases, rundir, world
+from jepa import checkpoint, environment, optim, phases, rundir, sharding, world
 from jepa.config import MAIN_PHASE, Duration, RunConfig, to_dict
-from jepa.errors import CheckpointError, ConfigError, JepaError, TrainingError
+from jepa.errors import CheckpointError, ConfigError, DivergedError, JepaError, TrainingError
 from jepa.masks import Masks
 from jepa.methods import base
 from jepa.nn.memory import keep_freed_memory
+from jepa.nn.sharded import finite
 from jepa.prepare import Plan, Stage, validate
 
 T = TypeVar("T")
-# Longer than the slowest checkpoint or health check of rank 0, during which the others wait in a collective.
-_PATIENCE = timedelta(hours=1)
 
 
 class HealthCheck(Protocol):
@@ -52,6 +51,7 @@ class Result:
     step: int  # optimiser steps done
     total_steps: int
     checkpoint: Path  # the newest one
+    again: bool = False  # stopped by a signal that means: save, and be started again
 
     @property
     def stopped(self) -> bool:
@@ -239,7 +239,7 @@ def accelerator(plan: Plan, out: Path) -> Iterator[Accelerator]:
             DistributedDataParallelKwargs(
                 broadcast_buffers=False, find_unused_parameters=False, gradient_as_bucket_view=True
             ),
-            InitProcessGroupKwargs(timeout=_PATIENCE),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=settings.collective_seconds)),
         ],
         log_with=list(settings.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tb")),
@@ -309,13 +309,15 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     else:
         world.fit(method, made_for)
         checkpoint.frozen.load(method)
+    split = sharding.wanted(plan.config, plan.world)
     if settings.compile:
-        for part in method.children():  # in place, so that names in the state dict stay as they are
-            part.compile()
+        sharding.compiled(method, split)
+    if split:
+        sharding.shard(method, accelerator.device, plan.world)
     with warnings.catch_warnings():
         # The option's successor would still send buffers around at the start, and accelerate does not know it yet.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-        wrapped = accelerator.prepare_model(method)
+        wrapped = accelerator.prepare_model(method, evaluation_mode=split)  # which is without DDP
     optimizer = optim.build_optimizer(method, plan.config.optim)
     if start.resumed and start.checkpoint is not None:
         checkpoint.load_optim(start.checkpoint, method, optimizer)
@@ -380,15 +382,14 @@ def seed_noise(seed: int, step: int, rank: int, device: torch.device) -> None:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every trainable weight is finite; reads one number from the device."""
-    weights = [p.detach() for p in model.parameters() if p.requires_grad]
-    return bool(torch.isfinite(torch.stack(torch._foreach_norm(weights))).all())
+    """Whether every trainable weight is finite; reads one number from the device. See `jepa.nn.sharded.finite`."""
+    return finite(p for p in model.parameters() if p.requires_grad)
 
 
-def not_finite(good: Path | None, what: str) -> TrainingError:
+def not_finite(good: Path | None, what: str) -> DivergedError:
     """The error for a run that diverged: what happened, what is still good, what to try."""
     left = f"the last good checkpoint is {good}" if good is not None else "no checkpoint was written"
-    return TrainingError(
+    return DivergedError(
         f"{what}; {left}. Resuming would repeat the same steps. Try a new run from it (--init-from) with a lower "
         "optim.lr, a longer optim.warmup, optim.clip_norm=1, or train.precision=fp32"
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jepa.config import OptimConfig
 from jepa.errors import ConfigError, TrainingError
+from jepa.nn.sharded import everywhere_same, whole
 
 Shape = Literal["cosine", "linear", "constant"]
 
@@ -194,9 +195,9 @@ def apply(optimizer: torch.optim.Optimizer, values: dict[str, float]) -> None:
 
 
 def grad_norm(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Global L2 norm of all gradients, as a 0-d tensor on their device."""
+    """Global L2 norm of all gradients, of all ranks' parts when sharded, as a 0-d tensor on their device."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads, error_if_nonfinite=False, foreach=None)
+    return whole(torch.nn.utils.get_total_norm(grads, error_if_nonfinite=False, foreach=None))
 
 
 def take_step(
@@ -251,7 +252,8 @@ def take_step(
 
 def _step_where(optimizer: torch.optim.Optimizer, keep: Tensor) -> None:
     """Step if `keep` is 1, decided on the device: the fused kernels have a switch for it, which GradScaler uses too."""
-    optimizer.found_inf = 1.0 - keep  # type: ignore[attr-defined]
+    first = optimizer.param_groups[0]["params"][0]
+    optimizer.found_inf = everywhere_same(1.0 - keep, first)  # type: ignore[attr-defined]
     try:
         optimizer.step()
     finally:

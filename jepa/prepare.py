@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from jepa import cost, environment, optim, phases, rundir
+from jepa import cost, environment, optim, phases, rundir, sharding
 from jepa.config import MAIN_PHASE, RunConfig
 from jepa.data import TrainData, mix
 from jepa.errors import ConfigError, JepaError
@@ -143,19 +143,27 @@ def validate(config: RunConfig, place: tuple[int, environment.Resolved] | None =
         precision = place[1]
     size = mix.streams(config, world)[0].data.size
     _check_trackers(settings.trackers)
+    sharding.check(config, precision)
     for name in ("log_every", "threads"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"train.{name}: got {value}, allowed: at least 1")
+
+    def steps(duration: Any) -> int:
+        return int(duration.to_steps(settings.batch, size)) if duration is not None else 0
+
+    for name in ("step_seconds", "collective_seconds"):
+        seconds = getattr(settings, name)
+        if seconds is not None and not seconds > 0:
+            raise ConfigError(f"train.{name}: got {seconds:g}, allowed: above 0")
     if settings.keep < 0:
         raise ConfigError(f"train.keep: got {settings.keep}, allowed: 0 (keep all) or more")
+    if settings.keep_best is not None and not steps(config.monitor.every):
+        raise ConfigError(f"train.keep_best={settings.keep_best} needs health checks: set monitor.every")
     stages: list[Stage] = []
     for phase in phases.layout(config, size):
         with _named(phase.name):
             stages.append(_stage(phase, config, stages[-1] if stages else None, world, size, count=rank == 0))
-
-    def steps(duration: Any) -> int:
-        return int(duration.to_steps(settings.batch, size)) if duration is not None else 0
 
     return Plan(
         config=config,

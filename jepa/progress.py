@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -143,6 +144,13 @@ class Display:
     def say(self, text: str, style: str | None = None) -> None:
         """A sentence for the user, above the bar."""
         self.console.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
+
+    def stopped(self, step: int, checkpoint: Path, run: Path) -> None:
+        """What a signal has led to."""
+        self.say(
+            f"Stopped by a signal after step {step} of {self.total}; everything is saved in {checkpoint}. Go on with: "
+            f"jepa train {run} --resume"
+        )
 
     def tick(self, step: int) -> None:
         """Move the bar without reading any number from the device."""

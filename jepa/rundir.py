@@ -5,6 +5,7 @@ RUN/metrics.jsonl      one JSON object per line: {"step": steps done, "g": sampl
 RUN/trace-rankR.jsonl  with tracing on: one line per sample
 RUN/checkpoints/       see jepa.checkpoint
 RUN/environment.json   where it was started, newest start last
+RUN/restarts.jsonl     see jepa.restarts; RUN/.step: steps done, see jepa.watchdog
 RUN/.lock              held while a process trains
 """
 
@@ -46,11 +47,22 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep",
     "train.keep_every",
+    "train.keep_best",
+    "train.keep_best_mode",
+    "train.checkpoint_async",
     "train.log_every",
     "train.trackers",
+    "train.step_seconds",
+    "train.collective_seconds",
     "monitor.*",
 )
-MAY_CHANGE_INEXACT = ("train.micro_batch", "train.threads", "train.compile", "train.activation_checkpointing")
+MAY_CHANGE_INEXACT = (
+    "train.micro_batch",
+    "train.threads",
+    "train.compile",
+    "train.activation_checkpointing",
+    "train.sharding",
+)
 
 # --- one writer ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa import checkpoint, environment, launch, optim, rundir
+from jepa import environment, launch, optim, restarts, rundir, sharding
 from jepa.config import Duration, RunConfig
 from jepa.data import Batch, mix
 from jepa.guard import Guard, follow
-from jepa.interrupt import Interrupts
+from jepa.interrupt import Agreement, Interrupts
 from jepa.launch import HealthCheck, Result
 from jepa.methods import base
 from jepa.nn.tokens import Normalise
 from jepa.prepare import Plan, Stage
 from jepa.progress import Clock, Display, Window
 from jepa.record import Record
+from jepa.saver import Saver
+from jepa.watchdog import Watchdog
 
 
 def train(
@@ -68,7 +69,7 @@ def train(
         start = launch.begin(plan, out, resume, extend is not None, init_from)
         with launch.accelerator(plan, out) as accelerator:
             run = Run(plan, out, accelerator, launch.agree(accelerator, start), interrupts, monitor, trace, quiet)
-            with run.display, contextlib.closing(run.record):
+            with run.display, contextlib.closing(run.record), contextlib.closing(run.saver), run.watchdog:
                 return run.go()
 
 
@@ -87,26 +88,32 @@ class Run:
         quiet: bool = False,
     ) -> None:
         self.plan, self.out, self.monitor = plan, out, monitor
-        self.accelerator, self.interrupts = accelerator, interrupts
+        self.accelerator = accelerator
         self.device, self.main = accelerator.device, accelerator.is_main_process
         built = launch.build(plan, accelerator, start)
         self.method, self.wrapped, self.optimizer, state = built.method, built.wrapped, built.optimizer, built.state
         self.normalise = Normalise(plan.config.data.mean, plan.config.data.std).to(self.device, plan.dtype)
         self.step = int(state.get("step", 0))
+        self.stopping = Agreement(interrupts, accelerator, self.step)
+        self.watchdog = Watchdog(out, plan.rank, plan.config.train.step_seconds, self.step)
         self.device_seconds = float(state.get("device_seconds", 0.0))
         self.skipped = int(state.get("skipped", 0))
-        self.saved = start.checkpoint if start.resumed else None
+        resumed = start.checkpoint if start.resumed else None
+        self.saver = Saver(plan, out, accelerator, self.method, self.optimizer, resumed, state.get("best"))
         self.window, self.clock = Window(self.device, state.get("window")), Clock()
         self.guard = Guard(plan.config.train.guard, self.device, state.get("guard"))
         self.display = Display(plan.total_steps, self.step, shown=self.main and not quiet)
         for note in start.notes:
             self.display.say(note, "yellow")
         self.enter(plan.at(self.step))
-        if self.saved is None:  # a full disk or a read-only folder shows now, not an epoch later
+        if resumed is None:  # a full disk or a read-only folder shows now, not an epoch later
             self.save()
+            self.saver.finish()
         if self.main:
             rundir.write_config(out, plan.config)  # from here on there is a run in this folder
             rundir.write_environment(out, environment.record(self.device, plan.precision, plan.world))
+        starting = self.main and self.step < plan.total_steps  # a finished run has nothing to start
+        self.tally = restarts.record(out, self.step, plan.world) if starting else restarts.Tally()
         self.record = Record(out, accelerator, self.display, trace)
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -121,25 +128,24 @@ class Run:
                 self.enter(plan.at(self.step))
             stopped = self.go_through()
         self.save()
-        assert self.saved is not None
-        result = Result(self.out, self.step, plan.total_steps, self.saved)
+        self.saver.finish()
+        result = Result(self.out, self.step, plan.total_steps, self.saver.path(self.step), self.stopping.again)
         if result.stopped:
-            self.display.say(
-                f"Stopped by a signal after step {self.step} of {plan.total_steps}; everything is saved in "
-                f"{self.saved}. Go on with: jepa train {self.out} --resume"
-            )
+            self.display.stopped(self.step, result.checkpoint, self.out)
         return result
 
     def enter(self, stage: Stage) -> None:
         """Put a phase's settings and sizes in force; weights, teacher and optimiser state stay as they are."""
         plan, first = self.plan, self.step == stage.start and self.step > 0
         self.stage, self.config = stage, stage.config
+        self.stopping.soon(self.step)
+        self.watchdog.expect_slow()
         self.method.enter(base.resolve(stage.config.method)[1], stage.config.data.size)
         self.method.checkpoint_blocks(stage.config.train.activation_checkpointing)
         self.sources = mix.streams(stage.config, plan.world, self.out, stage.phase.shifts)
         self.samplers = [self.method.sampler(s.seed, s.data.config.size) for s in self.sources]
         self.health_check = None
-        if self.monitor is not None and self.main:
+        if self.monitor is not None and (self.main or sharding.sharded(self.method)):
             given = {"autocast": environment.DTYPES.get(plan.precision), "run_dir": self.out}
             self.health_check = self.monitor(stage.config, plan.data.manifest, self.device, **given)
         if first:
@@ -184,7 +190,7 @@ class Run:
         masks = drawn.slice(batch.micro * len(batch), (batch.micro + 1) * len(batch)) if drawn is not None else None
         self.record.trace(batch, masks)
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        with contextlib.nullcontext() if batch.last else self.accelerator.no_sync(self.wrapped):
+        with sharding.exchange(self.accelerator, self.wrapped, batch.last):
             output = self.wrapped(images, launch.to_device(masks, self.device), self.schedule, batch=batch)
             self.accelerator.backward(output.loss * source.share)
         self.window.add(output.metrics | {"loss": output.loss}, source.share)
@@ -206,12 +212,11 @@ class Run:
         self.step = done
         self.window.close_step()
         self.display.tick(done)
-        # One process looks at its flag after every step. Several must agree on the step, and do so in the exchange
-        # that a line of metrics needs anyway, so that the steps between carry no extra collective.
-        stop = self.write_line(norm) if logging and norm is not None else self.interrupts.requested and plan.world == 1
-        if plan.due(done, plan.monitor_every):
-            self.check_health()
-        if saving or stop:
+        self.watchdog.tick(done)
+        stop = self.write_line(norm) if logging and norm is not None else self.stopping.after(done)
+        self.saver.check(self.saver.failed and plan.world == 1)  # several processes ask with the next line
+        best = plan.due(done, plan.monitor_every) and self.check_health()
+        if saving or stop or best:
             self.save()
         return stop
 
@@ -224,15 +229,15 @@ class Run:
             TrainingError: the loss is not finite, or the guard skipped too many steps.
         """
         steps, guarded = self.window.steps, self.guard.figures()
-        vector = self.window.vector(norm, float(self.interrupts.requested), *guarded)
+        vector = self.window.vector(float(self.saver.failed), norm, *self.stopping.given(self.step), *guarded)
         numbers: list[float] = self.accelerator.reduce(vector, reduction="mean").tolist()
-        means, (grad_norm, stop, *figures) = self.window.means(numbers), numbers[-2 - len(guarded) :]
+        means, (failed, grad_norm, *asked) = self.window.means(numbers), numbers[-5 - len(guarded) :]
         seconds, rates = self.clock.rates(steps, sum(s.batch for s in self.sources))
         self.device_seconds += seconds * self.plan.world
         row = {**self.plan.where(self.step), **means, **self.values}
         row |= {"grad_norm": grad_norm, **rates, "peak_memory_gib": environment.peak_memory_gib(self.device)}
-        row |= {"device_seconds": self.device_seconds, **self.plan.flops(self.step)}
-        counted, warnings = self.guard.report(figures, self.step, self.saved)
+        row |= {"device_seconds": self.device_seconds, **self.plan.flops(self.step), **self.tally.row()}
+        counted, warnings = self.guard.report(asked[3:], self.step, self.saver.good)
         row |= counted | ({"warnings": warnings} if warnings else {})
         if self.accelerator.scaler is not None:
             overflows = self.skipped - counted.get("guarded", 0)
@@ -240,41 +245,34 @@ class Run:
         self.record.add(row)
         if not math.isfinite(means["loss"]):
             raise launch.not_finite(
-                self.saved, f"the loss became {means['loss']} between steps {self.step - steps} and {self.step}"
+                self.saver.good, f"the loss became {means['loss']} between steps {self.step - steps} and {self.step}"
             )
         self.display.line(row)
-        return stop > 0
+        self.saver.check(failed > 0)
+        return self.stopping.settle(self.step, *asked[:3])
 
-    def check_health(self) -> None:
-        """Run the monitor on rank 0; the others wait."""
-        since = time.perf_counter()
-        if self.health_check is not None:
-            values, warnings = self.health_check.run(self.method, self.step)
-            self.record.add(self.plan.where(self.step) | values | ({"warnings": warnings} if warnings else {}))
-        self.accelerator.wait_for_everyone()
-        self.clock.pause(since)
+    def check_health(self) -> bool:
+        """Run the monitor on rank 0, on all ranks when they share the weights. Returns whether these are the best."""
+        with self.watchdog.aside(self.clock):
+            values = None
+            if self.health_check is not None:
+                check, step = self.health_check, self.step
+                values, warnings = sharding.look(self.method, lambda: check.run(self.method, step))
+                self.record.add(self.plan.where(self.step) | values | ({"warnings": warnings} if warnings else {}))
+            self.accelerator.wait_for_everyone()
+            return self.saver.judge(values, self.step)
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one. Every rank raises when rank 0 could not write it."""
-        if self.saved is not None and self.saved.name == f"step-{self.step}":
-            return
-        since = time.perf_counter()
-        if self.step:
-            self.record.sync()
-        launch.everywhere(self.accelerator, self.main, self.write_checkpoint)
-        self.saved = self.out / "checkpoints" / f"step-{self.step}"
-        self.clock.pause(since)
+        with self.watchdog.aside(self.clock):
+            if self.step:
+                self.record.sync()
+            self.saver.save(self.step, self.state, self.config, self.sync_metrics)
 
-    def write_checkpoint(self) -> None:
-        """On rank 0."""
-        if not launch.all_finite(self.method):
-            raise launch.not_finite(self.saved, f"weights are not finite after step {self.step}")
+    def sync_metrics(self) -> None:
+        """On rank 0, before a checkpoint is written: it must not outlive its lines."""
         if self.step:
             self.record.sync(metrics=True)
-        checkpoint.save(
-            self.out, self.step, self.method, self.optimizer, self.state(), self.config,
-            keep=self.config.train.keep, keep_every=self.plan.keep_every, keep_at=self.plan.ends,
-        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimiser state."""

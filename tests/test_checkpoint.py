@@ -95,10 +95,10 @@ def test_names_are_the_methods_own_whatever_wraps_it(config: RunConfig, tmp_path
 
     wrapped: Any = Wrapped(method)
     assert set(wrapped.state_dict()) != plain
-    assert set(checkpoint.io.model_tensors(wrapped)) == plain
+    assert set(checkpoint.snapshot.model_tensors(wrapped)) == plain
     for part in method.children():
         part.compile(backend="eager")  # how the loop compiles: in place
-    assert set(checkpoint.io.model_tensors(method)) == plain
+    assert set(checkpoint.snapshot.model_tensors(method)) == plain
 
 
 def test_tied_weights_are_saved_and_loaded(tmp_path: Path, config: RunConfig) -> None:

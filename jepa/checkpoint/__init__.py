@@ -16,18 +16,23 @@ from __future__ import annotations
 from jepa.checkpoint import frozen
 from jepa.checkpoint.encoder import Encoder, create, load_encoder, random_encoder
 from jepa.checkpoint.folder import find, latest, problem, prune, resolve, steps
-from jepa.checkpoint.io import describe, load_model, load_optim, read_config, read_state, save
+from jepa.checkpoint.io import describe, load_model, load_optim, read_config, read_state, save, write
+from jepa.checkpoint.snapshot import Snapshot, Staging, dropped, on_host, take
 
 __all__ = [
     "Encoder",
+    "Snapshot",
+    "Staging",
     "create",
     "describe",
+    "dropped",
     "find",
     "frozen",
     "latest",
     "load_encoder",
     "load_model",
     "load_optim",
+    "on_host",
     "problem",
     "prune",
     "random_encoder",
@@ -36,4 +41,6 @@ __all__ = [
     "resolve",
     "save",
     "steps",
+    "take",
+    "write",
 ]

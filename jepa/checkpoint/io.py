@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jepa import config as configuration
 from jepa.checkpoint import folder
+from jepa.checkpoint.snapshot import Snapshot, plain, take
 from jepa.config import RunConfig
 from jepa.errors import CheckpointError, ConfigError
 from jepa.methods.base import Method
+from jepa.nn.sharded import placed
 
 _SHOWN = 8  # names listed in an error before it only counts
 _PACKAGES = ("jepa", "torch", "torchvision", "accelerate", "safetensors", "numpy")
@@ -50,57 +53,27 @@ def save(
     Raises:
         TrainingError: disk full or not writable; see `folder.write`.
     """
-    tensors = model_tensors(method)
+    snapshot = take(step, method, optimizer, state, config)
+    return write(run_dir, snapshot, keep=keep, keep_every=keep_every, keep_at=keep_at)
+
+
+def write(
+    run_dir: Path, snapshot: Snapshot, *, keep: int = 0, keep_every: int | None = None, keep_at: Collection[int] = ()
+) -> Path:
+    """`save` for what was taken before; from any thread."""
 
     def fill(path: Path) -> None:
-        save_file(tensors, path / folder.MODEL)
-        if optimizer is not None:
-            save_file(optim_tensors(method, optimizer), path / folder.OPTIM)
-        text = json.dumps({"step": step, **state}, indent=1, allow_nan=False)
+        save_file(snapshot.model, path / folder.MODEL)
+        if snapshot.optim is not None:
+            save_file(snapshot.optim, path / folder.OPTIM)
+        text = json.dumps({"step": snapshot.step, **snapshot.state}, indent=1, allow_nan=False)
         (path / folder.STATE).write_text(text + "\n", encoding="utf-8")
-        (path / folder.CONFIG).write_text(configuration.to_yaml(config), encoding="utf-8")
+        (path / folder.CONFIG).write_text(configuration.to_yaml(snapshot.config), encoding="utf-8")
 
-    about = {
-        "method": config.method.get("name"),
-        "image_size": list(method.size),
-        "normalisation": {"mean": list(config.data.mean), "std": list(config.data.std)},
-        "encoders": sorted(method.encoders()),
-        "exported": method.exported(),
-        "parameters": _counts(tensors),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
-        "versions": versions(),
-    }
-    path = folder.write(run_dir, step, fill, about)
+    snapshot.settled()
+    path = folder.write(run_dir, snapshot.step, fill, {**snapshot.about, "versions": versions()})
     folder.prune(run_dir, keep, keep_every, keep_at)
     return path
-
-
-def model_tensors(method: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and saved buffer by its own name, on the CPU; wrappers' name parts are dropped."""
-    out: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in method.state_dict().items():
-        tensor = value.detach().cpu().contiguous()
-        if tensor.data_ptr() in seen:  # tied weights: safetensors refuses memory that is shared
-            tensor = tensor.clone()
-        seen.add(tensor.data_ptr())
-        out[plain(name)] = tensor
-    return out
-
-
-def plain(name: str) -> str:
-    """A parameter's name without what DistributedDataParallel and torch.compile add."""
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
-
-
-def optim_tensors(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state by parameter name: ``exp_avg.encoder.norm.weight`` and so on."""
-    names = {id(p): plain(n) for n, p in method.named_parameters()}
-    return {
-        f"{kind}.{names[id(p)]}": value.detach().cpu().contiguous()
-        for p, values in optimizer.state.items()
-        for kind, value in values.items()
-    }
 
 
 def versions() -> dict[str, str]:
@@ -114,14 +87,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _counts(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    out: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        part = name.split(".")[0]
-        out[part] = out.get(part, 0) + tensor.numel()
-    return out
-
-
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
@@ -133,11 +98,11 @@ def load_model(path: Path, method: nn.Module) -> None:
             three are listed and nothing is loaded.
     """
     wanted = {plain(name): value for name, value in method.state_dict().items()}
-    found = _tensors(path / folder.MODEL)
-    _compare(path, "model", {n: t.shape for n, t in found.items()}, {n: t.shape for n, t in wanted.items()})
-    with torch.no_grad():
-        for name, value in wanted.items():
-            value.copy_(found[name])
+    with _opened(path / folder.MODEL) as found:
+        _compare(path, "model", found.shapes, {n: t.shape for n, t in wanted.items()})
+        with torch.no_grad():
+            for name, value in wanted.items():
+                value.copy_(placed(found[name], value))
 
 
 def load_optim(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -146,14 +111,17 @@ def load_optim(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) 
         raise CheckpointError(
             f"{path} has no optimiser state (it was imported): use it with --init-from, it cannot be resumed"
         )
-    names = {id(p): plain(n) for n, p in method.named_parameters()}
+    parameters = {plain(n): p for n, p in method.named_parameters()}
+    names = {id(p): n for n, p in parameters.items()}
     ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     states: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _tensors(path / folder.OPTIM).items():
-        kind, _, name = key.partition(".")
-        states.setdefault(name, {})[kind] = tensor
-    if states:  # none before the first step
-        _compare(path, "optimiser", dict.fromkeys(states, ()), dict.fromkeys(ordered, ()))
+    with _opened(path / folder.OPTIM) as found:
+        keys = [(key, *key.partition(".")[::2]) for key in found.shapes]
+        if keys:  # none before the first step
+            _compare(path, "optimiser", {name: () for _, _, name in keys}, dict.fromkeys(ordered, ()))
+        for key, kind, name in keys:
+            tensor, like = found[key], parameters[name]
+            states.setdefault(name, {})[kind] = placed(tensor, like) if tensor.shape == like.shape else tensor
     plain_state = optimizer.state_dict()
     plain_state["state"] = {i: states[name] for i, name in enumerate(ordered) if name in states}
     optimizer.load_state_dict(plain_state)
@@ -181,9 +149,29 @@ def read_config(path: Path) -> RunConfig:
         raise CheckpointError(f"the configuration saved in {path} cannot be used: {error}") from None
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+class _Stored(Mapping[str, Tensor]):
+    """Tensors of a file, each read when it is asked for: a whole model is never held twice."""
+
+    def __init__(self, opened: Any) -> None:
+        self._opened = opened
+        self.shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        found: Tensor = self._opened.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[_Stored]:
     try:
-        return load_file(file)
+        with safe_open(str(file), framework="pt") as opened:
+            yield _Stored(opened)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from None
 

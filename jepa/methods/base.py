@@ -18,7 +18,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from jepa.data import Batch
 from jepa.errors import ConfigError
 from jepa.masks import Masks, Sampler
 
+T = TypeVar("T")
 _NO_METHODS = ("base", "world", "frozen")  # files beside the methods
 Schedule = dict[str, Tensor]  # 0-d float tensors on the method's device, so that new values cause no recompile
 
@@ -138,6 +139,11 @@ class Method(nn.Module):
     def exported(self) -> str:
         """Which of `encoders()` is frozen, probed and exported."""
         return "target" if "target" in self.encoders() else "context"
+
+    def apart(self, act: Callable[[], T]) -> T:
+        """`act()`. What uses parts of the method outside of `forward` goes through here, so that they are at hand when
+        the method is sharded (`jepa.sharding`)."""
+        return act()
 
     def checkpoint_blocks(self, enabled: bool) -> None:
         """Turn activation checkpointing on or off in every transformer block."""

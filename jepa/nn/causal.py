@@ -79,6 +79,8 @@ class AdaLNBlock(nn.Module):
     Peebles, Xie, "Scalable diffusion models with transformers" (DiT), arXiv 2212.09748, section 3.2.
     """
 
+    called_apart = ("modulation",)  # by the predictor, before the block: see jepa.sharding
+
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
         self.width, self.dropout = config.width, config.dropout

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from jepa.errors import ConfigError
 from jepa.nn import noise
+from jepa.nn.sharded import local
 
 _EDGE = 20.0  # two-hot bins reach from -20 to 20 in symlog, 5e8 in plain numbers
 
@@ -179,7 +180,8 @@ class Heads(nn.Module):
         if self.value is None or self.slow is None:
             return
         for slow, fast in zip(self.slow.parameters(), self.value.parameters(), strict=True):
-            slow.lerp_(fast, 0.01) if keep is None else slow.add_((fast - slow) * (0.01 * (keep > 0)))
+            to, of = local(slow), local(fast)
+            to.lerp_(of, 0.01) if keep is None else to.add_((of - to) * (0.01 * (keep > 0)))
 
 
 def _numbers(x: Tensor, like: Tensor) -> Tensor:

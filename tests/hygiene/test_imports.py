@@ -8,7 +8,22 @@ from pathlib import Path
 from tests.hygiene.tree import PACKAGE, modules
 
 # Top to bottom. A file may import from its own entry and from those above it, never from one below.
-TRAINING = ("environment", "interrupt", "world", "rundir", "progress", "record", "cost", "guard", "prepare", "launch")
+TRAINING = (
+    "environment",
+    "interrupt",
+    "world",
+    "rundir",
+    "progress",
+    "watchdog",
+    "restarts",
+    "record",
+    "cost",
+    "guard",
+    "sharding",
+    "prepare",
+    "launch",
+    "saver",
+)
 ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 TIMINGS = ("images_per_s", "step_seconds", "data_wait", "device_seconds", "peak_memory_gib")
+STARTS = ("restarts", "lost_steps")  # of a run that was interrupted, beside one that was not
 
 
 def lines(run: Path, key: str = "loss") -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl that have `key`, without what a clock measured."""
+    """Lines of metrics.jsonl that have `key`, without what a clock or starts have counted."""
     rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows if key in row]
+    return [{k: v for k, v in row.items() if k not in TIMINGS + STARTS} for row in rows if key in row]
 
 
 def trace(run: Path) -> list[dict[str, Any]]:
