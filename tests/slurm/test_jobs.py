@@ -113,6 +113,7 @@ def test_a_life(
     assert "goes on from its last checkpoint" in capsys.readouterr().out
     wait_for(lambda: row()["state"] == "PENDING", 60, row)
     assert cli.main(["jobs", "requeue", "runs/tiny"]) == 0, "one that waits starts now"
+    capsys.readouterr()
     wait_for(lambda: row()["restarts"] == 1, 120, row)
     capsys.readouterr()
     assert cli.main(["jobs", "cancel", "runs"]) == 0
