@@ -212,10 +212,11 @@ def table(found: Sequence[Row]) -> Table:
     """The rows as a table."""
     made = Table(box=None, pad_edge=False, header_style="bold", expand=True)  # the last line gets what others leave
     right = {"justify": "right", "no_wrap": True}
+    rest = {"overflow": "ellipsis", "no_wrap": True, "ratio": 1, "min_width": 24}
     for name, how in (
         ("run", {"overflow": "fold"}), ("job", {"no_wrap": True}), ("verb", {"no_wrap": True}),
         ("state", {"no_wrap": True}), ("step", right), ("loss", right), ("ETA", right), ("restarts", right),
-        ("node", {"no_wrap": True}), ("last line", {"overflow": "ellipsis", "no_wrap": True, "ratio": 1, "min_width": 24}),
+        ("node", {"no_wrap": True}), ("last line", rest),
     ):  # fmt: skip
         made.add_column(name, **how)
     for row in found:
