@@ -61,8 +61,8 @@ def submit(
         raise ConfigError(f"give --cluster, a YAML file or one of: {', '.join(resources.names('slurm'))}")
     changes = [*(settings or []), *([f"array_parallelism={parallel}"] if parallel is not None else [])]
     asked = profile.load(cluster, changes)
-    seen = None if dry_run else queue.mine()
     params, given = _read(context, verb, rest)
+    seen = None if dry_run else queue.mine()
     if verb == "train":
         works, root = _runs(params, given, asked, seeds, seen)
     else:

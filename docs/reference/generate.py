@@ -27,6 +27,7 @@ from jepa.plan import solvers
 from jepa.plan import suite as planning
 from jepa.probe import suite
 from jepa.rollout.suite import RolloutSuite
+from jepa.slurm.profile import Profile
 
 OUT = Path(__file__).with_name("config.md")
 HEAD = """\
@@ -52,6 +53,7 @@ def render() -> str:
     for name, solver in solvers.SOLVERS.items():
         parts += _tables(f"Solver `name: {name}`", "planner.solver", solver.Config)
     parts += _tables("Roll-out suite (`eval/*-rollout.yaml`)", "", RolloutSuite)
+    parts += _tables("Cluster profile (`slurm/*.yaml`)", "", Profile)
     return "\n".join(parts)
 
 

@@ -122,7 +122,8 @@ def _complete(entry: Entry) -> bool:
 
 
 def _row(entry: Entry, seen: Seen) -> Row:
-    training = entry.values.get("verb") == "train"
+    verb = str(entry.values.get("verb"))
+    training = verb == "train"
     now = _progress(entry.run_dir) if training else {}
     step, total = now.get("step"), entry.values.get("steps")
     pace, eta = now.get("step_seconds"), None
@@ -131,7 +132,7 @@ def _row(entry: Entry, seen: Seen) -> Row:
     return Row(
         run=_short(entry.run_dir),
         job=entry.job,
-        verb=str(entry.values.get("verb")) if training else entry.key,
+        verb=verb if verb in ("train", "extract", "data build") else entry.key,  # others: with the suite
         state=seen.state,
         submitted=str(entry.values["time"]),
         step=step,
@@ -209,12 +210,13 @@ def _end(path: Path) -> list[str]:
 
 def table(found: Sequence[Row]) -> Table:
     """The rows as a table."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold", expand=True)  # the last line gets what others leave
+    right = {"justify": "right", "no_wrap": True}
+    rest = {"overflow": "ellipsis", "no_wrap": True, "ratio": 1, "min_width": 24}
     for name, how in (
-        ("run", {"overflow": "fold"}), ("job", {"no_wrap": True}), ("verb", {}), ("state", {"no_wrap": True}),
-        ("step", {"justify": "right", "no_wrap": True}), ("loss", {"justify": "right", "no_wrap": True}),
-        ("ETA", {"justify": "right", "no_wrap": True}), ("restarts", {"justify": "right"}), ("node", {}),
-        ("last line", {"overflow": "ellipsis", "no_wrap": True, "ratio": 1}),
+        ("run", {"overflow": "fold"}), ("job", {"no_wrap": True}), ("verb", {"no_wrap": True}),
+        ("state", {"no_wrap": True}), ("step", right), ("loss", right), ("ETA", right), ("restarts", right),
+        ("node", {"no_wrap": True}), ("last line", rest),
     ):  # fmt: skip
         made.add_column(name, **how)
     for row in found:

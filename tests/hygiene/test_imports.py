@@ -27,9 +27,9 @@ TRAINING = (
 ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
-    *("extract", "train", "slurm", "report", "bench"),
-    *("doctor", "demo", "terminal", "options", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm"),
-    *("cli", "__main__"),
+    *("options", "extract", "train", "slurm", "report", "bench"),
+    *("doctor", "demo", "terminal", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm", "cli"),
+    "__main__",
 )
 
 # Who may import inside functions, and what. "*" is anything: the command line stays light that way.
