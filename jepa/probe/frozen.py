@@ -83,7 +83,8 @@ def probe_frames(
         table.add(source, number)
         width = parts[0].features[number].shape[1]
         about.append({"encoder": source.name, "role": source.role, "width": width, **source.facts})
-    return {"dataset": _facts(footage, parts, config), "rows": table.rows, "sources": about}
+    missing = {"missing": table.missing} if config.blank else {}
+    return {"dataset": _facts(footage, parts, config), "rows": table.rows, **missing, "sources": about}
 
 
 def _sources(
