@@ -132,7 +132,7 @@ def test_a_probe_reads_the_state_of_frames(dot_run: Path, tmp_path: Path) -> Non
     assert shown.exit_code == 0 and "pearson" in shown.output and "elsewhere" in shown.output
 
 
-@pytest.mark.parametrize("name", ["tworoom-rollout", "pusht-rollout"])
+@pytest.mark.parametrize("name", ["tworoom-rollout", "tworoom-blanked-rollout", "pusht-rollout"])
 def test_shipped_suites_load(name: str) -> None:
     suite = load_suite(name)
     assert suite.name == name and suite.state is not None and suite.pictures is not None
