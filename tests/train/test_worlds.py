@@ -90,7 +90,7 @@ def test_a_resumed_run_is_bit_equal(walks: Path, tmp_path: Path) -> None:
 
 
 def test_a_belief_over_blank_frames_resumes_bit_equal(walks: Path, tmp_path: Path) -> None:
-    train(settings(walks, LEWM, "train.duration.steps=1"), tmp_path / "encoder", quiet=True)
+    train(settings(walks, LEWM, "train.duration.steps=3"), tmp_path / "encoder", quiet=True)
     belief = {"name": "rssm", "encoder": {"path": str(tmp_path / "encoder")}, "hidden": 16}
     given = settings(walks, belief, "data.steps.blank=0.5", "train.duration.steps=4", "train.checkpoint_every.steps=2")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
