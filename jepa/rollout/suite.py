@@ -81,10 +81,10 @@ class RolloutSuite:
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)  # intervals
 
     def __post_init__(self) -> None:
-        if self.state and (self.state.history != 1 or self.state.frames != 1 or self.state.ridge is None):
+        if self.state and (self.state.frames != 1 or self.state.ridge is None):
             raise ConfigError(
-                "state: imagined latents are read one step at a time by a linear reader: leave history=1, frames=1 and "
-                "ridge as they are"
+                "state: imagined latents are read one step at a time by a linear reader: leave frames=1 and ridge as "
+                "they are"
             )
 
 

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_said(dot_run: Path, walks: Path, tmp_path: Path) -
     refused("no split 'holdout'", "splits.test=holdout")
     refused(r"needs two episodes of 62 frames.*the longest has 31", "windows.horizon=60")
     refused("place", "state={mlp: null, variables: {agent: {array: plaec}}}")
-    refused("leave history=1", "state={history: 2, variables: {agent: {array: place}}}")
+    refused("leave frames=1", "state={history: 2, frames: 2, variables: {agent: {array: place}}}")
     refused("windows.horizn", "windows.horizn=3")
     train(run_config(walks, method="tests.rollout.worlds:Short"), tmp_path / "short", quiet=True)
     refused("was made to imagine at most 3 steps", run=tmp_path / "short")
