@@ -1384,7 +1384,7 @@ IMAGINATION = (
     one(
         "imagination: the copied frame is the first one seen",
         "monitor/imagination.py",
-        "latents[:, windows.seen - 1 : windows.seen]",
+        "latents[rows, last].unsqueeze(1)",
         "latents[:, :1]",
         TRUST + "test_errors_are_those_of_the_closed_form",
     ),

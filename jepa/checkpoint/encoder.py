@@ -14,6 +14,7 @@ from jepa.checkpoint import folder, io
 from jepa.config import RunConfig
 from jepa.errors import CheckpointError, ConfigError
 from jepa.methods import base
+from jepa.methods.frozen import FrozenEncoder
 from jepa.nn.tokens import Normalise
 
 
@@ -100,7 +101,16 @@ def load_encoder(path: Path | str, device: str | torch.device = "cpu", which: st
 
 def random_encoder(config: RunConfig, seed: int, which: str | None = None) -> Encoder:
     """The same architecture with random weights drawn from `seed`; torch's generator is left as it was."""
-    return Encoder(create(config, seed), config, which)
+    return Encoder(random_method(config, seed), config, which)
+
+
+def random_method(config: RunConfig, seed: int) -> base.Method:
+    """The run's method with nothing but random weights, also in a frozen encoder, which otherwise waits for its own."""
+    method = create(config, seed)
+    for module in method.modules():
+        if isinstance(module, FrozenEncoder):
+            module.filled.fill_(1)
+    return method
 
 
 def create(config: RunConfig, seed: int | None = None) -> base.Method:

@@ -95,7 +95,7 @@ def _sources(
     name = f"latents (step {step})" if world else f"{method.exported()} (step {step})"
     found = [Source(name, "run", _embed(run_config, method, config, device), {"step": step})]
     for seed in range(run_config.seed, run_config.seed + baselines.random):
-        random = checkpoint.create(run_config, seed).eval().requires_grad_(False)
+        random = checkpoint.random_method(run_config, seed).eval().requires_grad_(False)
         label = "random init" if baselines.random == 1 else f"random init (seed {seed})"
         found.append(Source(label, "random", _embed(run_config, random, config, device), {"seed": seed}))
     if baselines.pixels is not None:

@@ -17,7 +17,7 @@ from jepa.data import Manifest
 from jepa.data.build import build
 from jepa.errors import CheckpointError, ConfigError
 from jepa.methods import base
-from jepa.methods.world import WorldModel
+from jepa.methods.world import History, WorldModel
 from jepa.train import train
 from tests.tiny import VALUES
 from tests.train import runs
@@ -104,6 +104,10 @@ def test_a_belief_over_blank_frames_resumes_bit_equal(walks: Path, tmp_path: Pat
     assert not torch.equal(runs.tensors(whole, 2)["missing"], runs.tensors(whole, 4)["missing"]), (
         "it learns what blank is"
     )
+    random = checkpoint.random_method(checkpoint.read_config(whole), 0)  # baselines: its frozen encoder needs no run
+    assert isinstance(random, WorldModel)
+    seen = random.eval().observe(History(torch.rand(2, 3, 3, 16, 16), torch.zeros(2, 2, 4)))
+    assert bool(torch.isfinite(seen.latents).all())
     made_for_all = settings(walks, belief | {"space": {"action": 4}}, "data.steps.blank=0.5")
     with pytest.raises(ConfigError, match=r"method\.space\.blank=true"):
         train(made_for_all, tmp_path / "never", quiet=True)
