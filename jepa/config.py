@@ -73,6 +73,7 @@ class StepsConfig:
     action: str = "action"  # array of actions
     proprio: str | None = None  # array that the model is given with every frame, e.g. joint angles
     also: tuple[str, ...] = ()  # further arrays, e.g. reward (summed over an action's steps) or state
+    blank: float = 0.0  # share of a window's frames that are black, keyed by sample, never the first: seen in part
 
 
 @dataclass(frozen=True)

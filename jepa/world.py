@@ -28,7 +28,14 @@ def resolved(config: RunConfig) -> RunConfig:
         DataError: the data set cannot be opened.
     """
     cls, options = base.resolve(config.method)
-    if not issubclass(cls, WorldModel) or config.data.steps is None or options.space.action:
+    if not issubclass(cls, WorldModel) or config.data.steps is None:
+        return config
+    if options.space.action:
+        if config.data.steps.blank and not options.space.blank:
+            raise ConfigError(
+                f"data.steps.blank={config.data.steps.blank:g}, and this model was made for frames that are never "
+                "missing (method.space.blank=false): leave method.space out, or set method.space.blank=true"
+            )
         return config
     space = _space(config.data)
     method = {**config.method, "space": configuration.to_dict(space)}
@@ -68,7 +75,9 @@ def _space(data: DataConfig) -> Space:
             )
     action = known[data.steps.action]
     proprio = known[data.steps.proprio].width if data.steps.proprio else 0
-    return Space(action=_stride(data) * action.width, proprio=proprio, discrete=action.discrete)
+    return Space(
+        action=_stride(data) * action.width, proprio=proprio, discrete=action.discrete, blank=data.steps.blank > 0
+    )
 
 
 def _stride(data: DataConfig) -> int:

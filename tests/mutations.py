@@ -1078,7 +1078,7 @@ PLANNING = (
 )
 
 LEWM, LEWM_MORE, SIGREG = "methods/test_lewm.py::", "methods/test_lewm_options.py::", "nn/test_sigreg.py::"
-RSSM, NN_HEADS = "methods/test_rssm.py::", "nn/test_heads.py::"
+RSSM, NN_HEADS, BLANK = "methods/test_rssm.py::", "nn/test_heads.py::", "data/test_blank.py::"
 
 END_TO_END = (
     one(
@@ -1164,6 +1164,48 @@ END_TO_END = (
         'noise.uniform("rssm.blank", self.seed, g, frames)',
         'noise.uniform("rssm.blank", self.seed, torch.arange(len(g)), frames)',
         RSSM + "test_noise_is_keyed_by_sample",
+    ),
+    one(
+        "noise: the largest uniform number is 1",
+        "nn/noise.py",
+        "drawn.clamp(max=1 - 2.0**-24)",
+        "drawn.clamp(max=1)",
+        "nn/test_noise.py::test_the_largest_uniform_number_is_below_one",
+    ),
+    one(
+        "blank: the first frame too",
+        "data/blank.py",
+        "there[..., 0] = True",
+        "there[..., 0] = there[..., 0]",
+        BLANK + "test_blank_frames_depend_on_the_key_alone_and_the_first_is_there",
+    ),
+    one(
+        "blank: frames of training not keyed by sample",
+        "data/clipdata.py",
+        'blank.shown("blank", data.seed, number,',
+        'blank.shown("blank", data.seed, 0,',
+        "data/test_steps.py::test_blank_frames_are_the_same_whatever_ranks_workers_and_resumes_do",
+    ),
+    one(
+        "blank: the frames after the last one seen are counted from its successor",
+        "data/blank.py",
+        "return place - last",
+        "return np.maximum(place - last - 1, 0)",
+        BLANK + "test_frames_are_counted_since_the_last_one_seen",
+    ),
+    one(
+        "plan: a blank of the step before",
+        "plan/trial.py",
+        "self._there[self.steps]",
+        "self._there[self.steps - 1]",
+        "plan/test_run.py::test_blank_frames_reach_the_planner_and_nobody_else",
+    ),
+    one(
+        "roll-out: blanks hide nothing from the open loop",
+        "monitor/imagination.py",
+        "return found if self.view is None else replace(found, frames=self.view)",
+        "return found",
+        "rollout/test_measure.py::test_blank_frames_hide_from_the_open_loop_alone",
     ),
 )
 
@@ -1342,7 +1384,7 @@ IMAGINATION = (
     one(
         "imagination: the copied frame is the first one seen",
         "monitor/imagination.py",
-        "latents[:, windows.seen - 1 : windows.seen]",
+        "latents[rows, last].unsqueeze(1)",
         "latents[:, :1]",
         TRUST + "test_errors_are_those_of_the_closed_form",
     ),

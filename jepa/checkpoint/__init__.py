@@ -14,7 +14,7 @@ Nothing here is pickled, and nothing pickled is ever loaded.
 from __future__ import annotations
 
 from jepa.checkpoint import frozen
-from jepa.checkpoint.encoder import Encoder, create, load_encoder, random_encoder
+from jepa.checkpoint.encoder import Encoder, create, load_encoder, random_encoder, random_method
 from jepa.checkpoint.folder import find, latest, problem, prune, resolve, steps
 from jepa.checkpoint.io import describe, load_model, load_optim, read_config, read_state, save, write
 from jepa.checkpoint.snapshot import Snapshot, Staging, dropped, on_host, take
@@ -36,6 +36,7 @@ __all__ = [
     "problem",
     "prune",
     "random_encoder",
+    "random_method",
     "read_config",
     "read_state",
     "resolve",

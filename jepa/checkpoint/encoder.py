@@ -18,6 +18,7 @@ from jepa.config import RunConfig
 from jepa.data.arrange import arrange, fit
 from jepa.errors import CheckpointError, ConfigError
 from jepa.methods import base
+from jepa.methods.frozen import FrozenEncoder
 from jepa.nn.tokens import Normalise
 
 
@@ -179,7 +180,16 @@ def _checked(pixels: Tensor) -> Tensor:
 
 def random_encoder(config: RunConfig, seed: int, which: str | None = None) -> Encoder:
     """The same architecture with random weights drawn from `seed`; torch's generator is left as it was."""
-    return Encoder.of(create(config, seed), config, which)
+    return Encoder.of(random_method(config, seed), config, which)
+
+
+def random_method(config: RunConfig, seed: int) -> base.Method:
+    """The run's method with nothing but random weights, also in a frozen encoder, which otherwise waits for its own."""
+    method = create(config, seed)
+    for module in method.modules():
+        if isinstance(module, FrozenEncoder):
+            module.filled.fill_(1)
+    return method
 
 
 def create(config: RunConfig, seed: int | None = None) -> base.Method:

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from jepa import keyed
 from jepa.config import ClipConfig
-from jepa.data import augment
+from jepa.data import augment, blank
 from jepa.data.batch import Batch
 from jepa.data.manifest import Split
 from jepa.data.samples import ATTEMPTS, TrainData
@@ -61,6 +62,9 @@ class TrainClips(ClipDecoder):
             out, video, self.config, clips.draw(data.seed, g)[0], box, interpolation=data.config.interpolation,
             backend=self.decoder, facts=facts,
         )  # fmt: skip
+        if data.config.steps is not None and data.config.steps.blank:
+            there = blank.shown("blank", data.seed, number, self.config.frames, data.config.steps.blank)
+            out[:, torch.from_numpy(~there)] = 0
         row = {"g": number, "index": index, "key": data.split.key(index), **drawn} if self.trace else None
         steps = data.steps.read(index, drawn["frames"][0][0]) if data.steps is not None else None
         return Row(int(data.split.labels[index]), row, steps)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa import keyed
 from jepa.config import DataConfig
-from jepa.data import augment, decode
+from jepa.data import augment, blank, decode
 from jepa.data.manifest import Manifest
 from jepa.data.order import Order
 from jepa.data.quarantine import Bad
@@ -130,6 +130,8 @@ def _validate(data: DataConfig) -> None:
         raise ConfigError(
             f"data.hflip={data.hflip:g} with data.steps: actions do not turn with a mirrored picture. Set data.hflip=0"
         )
+    if data.steps is not None:
+        blank.check_share(data.steps.blank, "data.steps.blank")
     if data.decode_seconds <= 0:
         raise ConfigError(f"data.decode_seconds: must be above 0, got {data.decode_seconds:g}")
     if not data.path:

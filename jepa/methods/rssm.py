@@ -97,7 +97,7 @@ class RSSM(WorldModel):
         self.features = self.pooled[0] * self.pooled[1] * self.encoder.width + config.space.proprio
         width, hidden = config.belief.width, config.hidden
         self.embed = nn.Sequential(nn.Linear(self.features, hidden), nn.LayerNorm(hidden), nn.SiLU())
-        self.missing = nn.Parameter(torch.randn(hidden) * 0.02) if config.blank else None
+        self.missing = nn.Parameter(torch.randn(hidden) * 0.02) if config.blank or config.space.blank else None
         self.belief = Belief(config.belief, hidden, config.space.action)
         known = width + config.belief.size
         self.decoder = nn.Sequential(
@@ -222,11 +222,14 @@ class RSSM(WorldModel):
         """The belief after all frames; latents (B, T, N, D) are what it holds for them, also where a frame is missing.
 
         Raises:
-            ConfigError: a frame is missing and the model was trained without `blank`.
+            ConfigError: a frame is missing and the model was trained without any.
         """
         x, there = self.seen(history)
         if self.missing is None and not bool(there.all()):
-            raise ConfigError("a frame is missing (one single colour): train with method.blank above 0 for that")
+            raise ConfigError(
+                "a frame is missing (one single colour), and this model never met that: train it with method.blank or "
+                "data.steps.blank above 0"
+            )
         beliefs = self.follow(x, there, self.action_scale(history.actions))
         memory = {"h": beliefs.h[:, -1], "z": beliefs.z[:, -1]}
         return self._state(self.decoder(beliefs.features), memory)

@@ -35,6 +35,7 @@ class Space:
     action: int = 0  # A: of one action of the model, clip.stride steps of the episode side by side
     proprio: int = 0  # P: of the array `data.steps.proprio` at one frame; 0 without it
     discrete: int = 0  # choices of a discrete action, one-hot in each of the stride's parts of A; 0: continuous
+    blank: bool = False  # whether frames may be missing (data.steps.blank)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A window of an episode is T frames that the model sees and H frames that really followed, with the actions between all
 of them. Step h of every course is held against the model's own latents of frame T + h:
 
-    open loop   imagined from the T frames seen, with the true actions; errors add up
+    open loop   imagined from the T frames seen (of which some may be missing), with the true actions; errors add up
     one step    imagined one action ahead from the T newest frames: teacher-forced, what a step alone costs
     copy        the last frame seen, standing still: an imagination that is not better is worth nothing
 
@@ -40,6 +40,8 @@ class Windows:
     actions: Tensor  # (B, T + H - 1, A): number t leads from frame t to t + 1
     proprio: Tensor | None  # (B, T + H, P)
     seen: int  # T
+    view: Tensor | None = None  # (B, T, 3, h, w): what is seen of the first T where frames are missing; None: all
+    last: Tensor | None = None  # (B,) the last frame of these that is not missing; None: T - 1
 
     def __post_init__(self) -> None:
         length = self.frames.shape[1]
@@ -50,6 +52,12 @@ class Windows:
     def horizon(self) -> int:
         """H."""
         return self.frames.shape[1] - self.seen
+
+    @property
+    def begin(self) -> History:
+        """What an open loop begins with: the frames seen, blank where they are missing."""
+        found = self.history(0, self.seen)
+        return found if self.view is None else replace(found, frames=self.view)
 
     @property
     def future(self) -> Tensor:
@@ -64,7 +72,9 @@ class Windows:
     def rows(self, start: int, stop: int) -> Windows:
         """Windows [start, stop)."""
         proprio = None if self.proprio is None else self.proprio[start:stop]
-        return replace(self, frames=self.frames[start:stop], actions=self.actions[start:stop], proprio=proprio)
+        view = None if self.view is None else self.view[start:stop]
+        last = None if self.last is None else self.last[start:stop]
+        return Windows(self.frames[start:stop], self.actions[start:stop], proprio, self.seen, view, last)
 
 
 @dataclass(frozen=True)
@@ -112,14 +122,16 @@ def courses(model: WorldModel, windows: Windows, others: dict[str, Tensor] | Non
     """
     plans = {"open_loop": windows.future} | (others or {})
     with torch.no_grad():
-        state = model.observe(windows.history(0, windows.seen))
+        state = model.observe(windows.begin)
         future: State = model.imagine(state, torch.stack(list(plans.values()), dim=1))
         imagined = model.readout(future)  # (B, S, H, N, D)
         doubt = model.uncertainty(future)
         latents = seen_latents(model, windows)
+        rows = torch.arange(len(latents), device=latents.device)
+        last = rows.new_full((len(latents),), windows.seen - 1) if windows.last is None else windows.last.to(rows)
         return Courses(
             latents[:, windows.seen :],
-            latents[:, windows.seen - 1 : windows.seen],
+            latents[rows, last].unsqueeze(1),
             one_step(model, windows),
             {name: imagined[:, s] for s, name in enumerate(plans)},
             None if doubt is None else doubt[:, 0],

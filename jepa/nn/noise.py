@@ -35,7 +35,8 @@ def words(stream: str, seed: int, index: Tensor, count: int) -> Tensor:
 
 def uniform(stream: str, seed: int, index: Tensor, count: int) -> Tensor:
     """Uniform float32 numbers in (0, 1) for each index (B,): (B, count), on a grid of 2**-24."""
-    return ((words(stream, seed, index, count) >> 8).float() + 0.5) * 2.0**-24
+    drawn = ((words(stream, seed, index, count) >> 8).float() + 0.5) * 2.0**-24
+    return drawn.clamp(max=1 - 2.0**-24)  # float32 rounds the last of the grid to 1, whose normal quantile is infinite
 
 
 def normal(stream: str, seed: int, index: Tensor, count: int) -> Tensor:

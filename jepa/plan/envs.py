@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jepa.data import blank
 from jepa.data.envs import record
 from jepa.data.envs.open import Env, load, open_env, picture
 from jepa.errors import ConfigError, DataError, JepaError
@@ -68,6 +69,7 @@ class EnvConfig:
     success: str = "terminated"  # or where to read it: info.KEY, observation.KEY, package.module:function of env
     distance: str | None = None  # how far it is from the goal: -reward, or where to read it
     proprio: str | None = None  # where to read proprioception, for models that take it
+    blank: float = 0.0  # share of frames that planners see black, by seed, episode and step; never the start
     alone: bool = False  # several in one process disturb each other's pictures: episodes are planned one at a time
     nothing: Any = 0  # the action of doing nothing: one number for all, or a list
     expert: str | None = None  # scripted expert, package.module:name; see `make_expert`
@@ -75,6 +77,7 @@ class EnvConfig:
     def __post_init__(self) -> None:
         if not self.env:
             raise ConfigError("env is empty: say which environment, e.g. env=swm/TwoRoom-v1")
+        blank.check_share(self.blank, "blank")
         if self.size is not None and min(self.size) < 2:
             raise ConfigError(f"size: both sides must be at least 2 pixels, got {list(self.size)}")
         if self.expert is not None and ":" not in self.expert:

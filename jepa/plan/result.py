@@ -27,6 +27,8 @@ _NOT_TASK = ("expert", "nothing", "proprio", "extra", "modules", "size", "alone"
 def task_of(suite: PlanSuite, origin: Origin) -> dict[str, Any]:
     """What makes the task; everything that `protocol.fingerprint` covers."""
     environment = {k: v for k, v in config.to_dict(suite.environment).items() if k not in _NOT_TASK}
+    if not suite.environment.blank:  # results from before there was such a key are of the same task
+        del environment["blank"]
     goals = {"source": suite.goals.source, **origin.facts}
     return {
         "protocol": PROTOCOL,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jepa.data import blank
 from jepa.errors import DataError
 from jepa.plan.envs import Arena, Frame
 from jepa.plan.starts import Problem, draw_goal, mean_difference
@@ -38,6 +39,8 @@ class Trial:
         self.own_goal: dict[str, Any] | None = None  # the environment's, where the problem has none
         self.film: Film | None = None
         self._filmed = film
+        share = arena.config.blank  # of frames after the start
+        self._there = blank.shown("blank.plan", problem.seed, problem.index, budget + 1, share)
 
     @property
     def done(self) -> bool:
@@ -69,7 +72,10 @@ class Trial:
         return frame
 
     def go(self, actions: Actions) -> Frame | None:
-        """Take actions (n, a) one after the other, until it is over; what it looks like then, None if over."""
+        """Take actions (n, a) one after the other, until it is over; what is seen of it then, None if over.
+
+        That is a black frame where the suite blanks it (`environment.blank`).
+        """
         try:
             for action in actions:
                 outcome = self.arena.step(action)
@@ -80,7 +86,8 @@ class Trial:
                 self.success, self.ended = outcome.success, outcome.ended
                 if self.done:
                     return None
-            return self.arena.draw()
+            frame = self.arena.draw()
+            return frame if self._there[self.steps] else np.zeros_like(frame)
         except DataError as error:
             self.fail(error)
             return None

@@ -152,7 +152,7 @@ def sources(path: Path, run_config: RunConfig, suite: Suite) -> list[Source]:
     count = suite.baselines.random
     for seed in range(run_config.seed, run_config.seed + count):
         name = "random init" if count == 1 else f"random init (seed {seed})"
-        other = checkpoint.create(run_config, seed)
+        other = checkpoint.random_method(run_config, seed)
         found.append(_source(name, "random", other, which, run_config, asked, fps, {"random": seed}))
     return found
 

@@ -9,14 +9,16 @@ Shapes: L frames of a recording, B windows, A numbers of one action, P of propri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from jepa import keyed
+from jepa.data import blank
 from jepa.errors import DataError
 from jepa.methods.world import History
 from jepa.monitor.imagination import Windows
@@ -94,11 +96,27 @@ class Batch:
     proprio: Tensor | None  # (B, T, P)
     arrays: dict[str, Tensor]  # (B, T, size) float64
     episode: list[int]
+    place: list[int]  # the frame of its recording up to which a window was asked for, before what follows
 
-    def to(self, device: torch.device, normalise: Normalise, seen: int) -> Windows:
-        """For a roll-out from the first `seen` frames."""
+    def there(self, frames: int, share: float) -> npt.NDArray[np.bool_]:
+        """Which of the first `frames` are not blank (B, frames), by episode and place; the first one never is."""
+        episode, place = (np.array(x, dtype=np.int64) for x in (self.episode, self.place))
+        return blank.shown("blank.window", 0, episode, frames, share, sub=place)
+
+    def blanked(self, there: npt.NDArray[np.bool_]) -> Batch:
+        """The same with the frames black that are not there (B, T)."""
+        return replace(self, frames=self.frames * torch.from_numpy(there)[..., None, None, None])
+
+    def to(self, device: torch.device, normalise: Normalise, seen: int, share: float = 0.0) -> Windows:
+        """For a roll-out from the first `seen` frames, of which a `share` is blank to the roll-out."""
         history = self.history(device, normalise)
-        return Windows(history.frames, history.actions, history.proprio, seen)
+        found = Windows(history.frames, history.actions, history.proprio, seen)
+        if not share:
+            return found
+        there = self.there(seen, share)
+        later = np.ones((len(there), self.frames.shape[1] - seen), dtype=bool)
+        shown = self.blanked(np.concatenate([there, later], axis=1)).history(device, normalise)
+        return replace(found, view=shown.frames[:, :seen], last=torch.from_numpy(seen - 1 - blank.since(there)[:, -1]))
 
     def history(self, device: torch.device, normalise: Normalise) -> History:
         """All frames as seen."""
@@ -125,6 +143,7 @@ def batches(recordings: Recordings, places: Sequence[Place], before: int, after:
                 None if found.proprio is None else torch.stack([found.proprio[s] for s in spans]),
                 {name: torch.stack([rows[s] for s in spans]) for name, rows in found.arrays.items()},
                 [episode] * len(spans),
+                frames[start : start + size],
             )
 
 

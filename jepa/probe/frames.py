@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.data import blank
 from jepa.errors import ConfigError, DataError
 from jepa.methods.world import WorldModel
 from jepa.nn.tokens import Normalise
@@ -46,6 +47,7 @@ class FramesConfig:
     episodes: int | None = None  # at most so many of each split, drawn by seed 0; null: all
     history: int = 1  # frames that the model sees, the last one is probed
     frames: int = 1  # of them, those whose latents are read, side by side
+    blank: float = 0.0  # share of a window's frames that are black, by episode and window; never its first
     tokens: Literal["mean", "all"] = "all"  # mean over a frame's tokens, or all of them side by side
     ridge: RidgeConfig | None = field(default_factory=RidgeConfig)  # linear; targets stay empty
     mlp: MlpConfig | None = field(default_factory=MlpConfig)  # a small network
@@ -57,6 +59,12 @@ class FramesConfig:
             raise ConfigError("ridge and mlp are both null: leave one of them")
         if self.ridge and self.ridge.targets:
             raise ConfigError("ridge.targets: state variables are named under variables; leave it out")
+        blank.check_share(self.blank, "blank")
+        if self.blank and self.history < 2:
+            raise ConfigError(
+                f"blank={self.blank:g} with history=1: the first frame of a window is never blank, so give history of "
+                "2 or more. A model that looks back less far is shown the same windows and takes their end"
+            )
         if not 1 <= self.frames <= self.history or self.per_episode < 1 or (self.episodes or 2) < 2:
             raise ConfigError(
                 f"per_episode={self.per_episode}, episodes={self.episodes}, history={self.history}, frames="
@@ -87,6 +95,7 @@ class Part:
     features: list[Tensor]  # of each source: (n, F) float32
     arrays: dict[str, Tensor]  # (n, size) float64
     targets: Tensor  # (n, C) float64
+    since: Any  # (n,) int64: frames since the last one that was not blank
     episodes: int  # in the split; those too short for the history have no place
 
     @property
@@ -163,8 +172,12 @@ def gather(
         )
     found: list[list[Tensor]] = [[] for _ in sources]
     rows: dict[str, list[Tensor]] = {}
+    since: list[Any] = []
     for batch in batches(recordings, places, config.history, 0, size):
         state.check(config.variables, {n: a.shape[-1] for n, a in batch.arrays.items()}, "variables")
+        there = batch.there(config.history, config.blank)
+        batch = batch.blanked(there) if config.blank else batch
+        since.append(blank.since(there)[:, -1])
         with torch.no_grad():
             for parts, source in zip(found, sources, strict=True):
                 parts.append(source.embed(batch).float().cpu())
@@ -173,7 +186,9 @@ def gather(
         advance(len(batch.frames))
     arrays = {name: torch.cat(parts) for name, parts in rows.items()}
     columns = state.targets(config.variables, arrays, recordings.name)
-    return Part(recordings.name, places, [torch.cat(x) for x in found], arrays, columns, len(chosen))
+    return Part(
+        recordings.name, places, [torch.cat(x) for x in found], arrays, columns, np.concatenate(since), len(chosen)
+    )
 
 
 # --- readers ------------------------------------------------------------------------------------------------------
@@ -222,6 +237,7 @@ class Table:
         self.config, self.parts, self.boot, self.protocol = config, parts, boot, protocol
         self.places = state.places(config.variables, parts[0].arrays)
         self.rows: list[Row] = []
+        self.missing: list[Row] = []  # errors by frames since the last one that was not blank
         self._first: dict[tuple[str, str], Float64] = {}  # of the run's own: summed columns by probe and metric
 
     def add(self, source: Source, number: int) -> None:
@@ -254,6 +270,9 @@ class Table:
                 row = self._row(source, f"{kind}:{name}", metric, columns, statistic, chosen[name])
                 if metric == "error":
                     row["unit"] = variable.shown
+            if self.config.blank:
+                about = {k: row[k] for k in ("encoder", "role", "probe", "unit")}
+                self.missing += [about | self._after(off, count) for count in np.unique(test.since).tolist()]
 
     def _row(
         self, source: Source, probe: str, metric: str, columns: Float64, of: Callable[[Float64], Float64],
@@ -272,6 +291,12 @@ class Table:
         self.rows.append(row)
         return row
 
+    def _after(self, off: Float64, count: int) -> Row:
+        """The mean error where the last frame that was not blank is so many frames back."""
+        here = (self.parts[2].since == count).astype(np.float64)
+        found = self.boot.of(np.stack([off * here, here], axis=1), _mean)
+        return {"since": count, "value": found.value, "low": found.low, "high": found.high, "n_test": int(here.sum())}
+
 
 def _mean(sums: Float64) -> Float64:
-    return np.asarray(sums[:, 0] / sums[:, 1])
+    return np.asarray(np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0))

@@ -83,7 +83,8 @@ def probe_frames(
         table.add(source, number)
         width = parts[0].features[number].shape[1]
         about.append({"encoder": source.name, "role": source.role, "width": width, **source.facts})
-    return {"dataset": _facts(footage, parts, config), "rows": table.rows, "sources": about}
+    missing = {"missing": table.missing} if config.blank else {}
+    return {"dataset": _facts(footage, parts, config), "rows": table.rows, **missing, "sources": about}
 
 
 def _sources(
@@ -94,7 +95,7 @@ def _sources(
     name = f"latents (step {step})" if world else f"{method.exported()} (step {step})"
     found = [Source(name, "run", _embed(run_config, method, config, device), {"step": step})]
     for seed in range(run_config.seed, run_config.seed + baselines.random):
-        random = checkpoint.create(run_config, seed).eval().requires_grad_(False)
+        random = checkpoint.random_method(run_config, seed).eval().requires_grad_(False)
         label = "random init" if baselines.random == 1 else f"random init (seed {seed})"
         found.append(Source(label, "random", _embed(run_config, random, config, device), {"seed": seed}))
     if baselines.pixels is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jepa.report import verdict
+from jepa.report import blanks, verdict
 from jepa.report.charts import COLOURS, Interval, Series, interval_table, line_chart
 from jepa.report.markup import Html, count, duration, html, join, measure, number
 from jepa.report.page import Section, missing
@@ -157,7 +157,15 @@ def probes(runs: Sequence[Run]) -> Section:
     charts = [_probe_chart(runs, [(r, c) for r, c in every if (c.suite, c.probe, c.metric) == key]) for key in keys]
     lacking = [r for r in runs if not verdict.contests(r)]
     notes = [missing(f"{r.name} has no probe result.", f"jepa probe {r.path} --suite eval/NAME.yaml") for r in lacking]
-    body = join([html('<div class="grid two">{c}</div>', c=join(charts)), *notes, _means(runs), _details(runs)])
+    body = join(
+        [
+            html('<div class="grid two">{c}</div>', c=join(charts)),
+            *notes,
+            blanks.charts(runs),
+            _means(runs),
+            _details(runs),
+        ]
+    )
     return Section("probes", "What the features know", lead, body, "Probes")
 
 

@@ -61,7 +61,7 @@ def measure(
     shuffled = _shuffled(recordings, places, suite) if "shuffled" in suite.plans else None
     done = 0
     for batch in batches(recordings, places, seen, horizon, suite.windows.batch):
-        windows, count = batch.to(device, normalise, seen), len(batch.frames)
+        windows, count = batch.to(device, normalise, seen, suite.windows.blank), len(batch.frames)
         others = {}
         if shuffled is not None:
             others["shuffled"] = shuffled[done : done + count].to(device)

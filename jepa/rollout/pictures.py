@@ -85,7 +85,7 @@ def roll_outs(
     for (episode, start), batch in zip(
         first, batches(recordings, first, suite.windows.seen, suite.windows.horizon, 1), strict=True
     ):
-        windows = batch.to(device, normalise, suite.windows.seen)
+        windows = batch.to(device, normalise, suite.windows.seen, suite.windows.blank)
         zero = {} if model.space.discrete else {"zero": torch.zeros_like(windows.future)}
         made = courses(model, windows, zero)
         with torch.no_grad():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jepa import config, resources
+from jepa.data import blank
 from jepa.errors import ConfigError
 from jepa.probe.frames import FramesConfig
 from jepa.probe.suite import BootstrapConfig, SplitsConfig
@@ -32,9 +33,13 @@ class WindowsConfig:
     horizon: int = 10  # steps imagined after them
     per_episode: int = 4  # windows of each episode, evenly spread
     episodes: int | None = None  # at most so many of the test split, drawn by seed 0; null: all
+    blank: float = 0.0  # share of the frames seen that are black, by episode and window; never a window's first
     batch: int = 16  # windows at a time
 
     def __post_init__(self) -> None:
+        blank.check_share(self.blank, "blank")
+        if self.blank and self.seen < 2:
+            raise ConfigError(f"seen=1 with blank={self.blank:g}: a window's first frame is never blank; see more")
         if min(self.seen, self.horizon, self.per_episode, self.batch) < 1 or (self.episodes or 2) < 2:
             raise ConfigError(
                 f"seen={self.seen}, horizon={self.horizon}, per_episode={self.per_episode}, batch={self.batch}, "
@@ -76,10 +81,10 @@ class RolloutSuite:
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)  # intervals
 
     def __post_init__(self) -> None:
-        if self.state and (self.state.history != 1 or self.state.frames != 1 or self.state.ridge is None):
+        if self.state and (self.state.frames != 1 or self.state.ridge is None):
             raise ConfigError(
-                "state: imagined latents are read one step at a time by a linear reader: leave history=1, frames=1 and "
-                "ridge as they are"
+                "state: imagined latents are read one step at a time by a linear reader: leave frames=1 and ridge as "
+                "they are"
             )
 
 

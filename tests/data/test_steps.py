@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from jepa.config import ClipConfig, DataConfig, StepsConfig
-from jepa.data import Manifest, TrainData, centre_batches, eval_windows, make_loader, read_episode, window_starts
+from jepa.data import (
+    Manifest,
+    TrainData,
+    blank,
+    centre_batches,
+    eval_windows,
+    make_loader,
+    read_episode,
+    window_starts,
+)
 from jepa.data.build import build
 from jepa.errors import ConfigError
 from tests.data.envs.test_rollouts import centre, made
@@ -78,6 +87,30 @@ def test_ranks_workers_and_resuming_give_the_same_windows(walk: Manifest) -> Non
     assert sorted(one) == list(range(20)) and two == one and elsewhere == one
     assert late == {g: one[g] for g in range(8, 20)}
     assert flat(make_loader(TrainData(section(walk), seed=4), batch=4, total_steps=5)) != one
+
+
+def test_blank_frames_are_the_same_whatever_ranks_workers_and_resumes_do(walk: Manifest) -> None:
+    seen_in_part = section(walk, steps=replace(STEPS, blank=0.5))
+    plain = next(iter(make_loader(data(walk), batch=20, total_steps=1)))
+    whole = next(iter(make_loader(TrainData(seen_in_part, seed=3), batch=20, total_steps=1)))
+    there = blank.shown("blank", 3, whole.g.numpy(), 4, 0.5)
+    assert 10 < (~there).sum() < 50 and plain.steps is not None and whole.steps is not None
+    shown = torch.from_numpy(there)[:, None, :, None, None]
+    assert torch.equal(whole.images, plain.images * shown), "black or as it was"
+    assert (plain.images.amax((1, 3, 4)) > 0).all(), "no frame of this world is black by itself"
+    assert all(torch.equal(whole.steps[name], rows) for name, rows in plain.steps.items())
+    one = flat(make_loader(TrainData(seen_in_part, seed=3), batch=4, total_steps=5))
+    two = {
+        g: found
+        for rank in range(2)
+        for g, found in flat(
+            make_loader(TrainData(replace(seen_in_part, workers=2), seed=3), batch=4, rank=rank, world=2, total_steps=5)
+        ).items()
+    }
+    late = flat(make_loader(TrainData(seen_in_part, seed=3), batch=4, start_step=3, total_steps=5, micro_batch=2))
+    assert two == one == flat([whole]) and late == {g: one[g] for g in range(12, 20)}
+    with pytest.raises(ConfigError, match=r"data\.steps\.blank=1"):
+        data(walk, steps=replace(STEPS, blank=1.0))
 
 
 def test_a_window_longer_than_its_episode_holds_the_end(walk: Manifest, tmp_path: Path) -> None:

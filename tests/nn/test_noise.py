@@ -31,3 +31,10 @@ def test_normal_numbers_are_normal() -> None:
 def test_uniform_numbers_stay_inside() -> None:
     drawn = noise.uniform("a", 0, torch.arange(100), 1000)
     assert drawn.min() > 0 and drawn.max() < 1 and abs(drawn.mean() - 0.5) < 0.005
+
+
+def test_the_largest_uniform_number_is_below_one() -> None:
+    """Of these words one has all of its upper 24 bits set; as a quantile, 1 would be infinite."""
+    drawn = noise.uniform("rssm.z", 0, torch.tensor([1758]), 768)
+    assert int((noise.words("rssm.z", 0, torch.tensor([1758]), 768) >> 8).max()) == 2**24 - 1
+    assert drawn.max() < 1 and bool(torch.isfinite(torch.special.ndtri(drawn)).all())

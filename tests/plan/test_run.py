@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from jepa import checkpoint
-from jepa.data import Manifest
+from jepa.data import Manifest, blank
 from jepa.data.build import build
 from jepa.errors import ConfigError, DataError
+from jepa.methods.world import History, State
 from jepa.plan import run as module
 from jepa.plan import terminal
 from jepa.plan.result import read
@@ -22,7 +24,7 @@ from jepa.plan.run import plan
 from jepa.plan.starts import mean_difference, problems
 from jepa.plan.suite import load_suite
 from tests import tiny
-from tests.plan.rooms import run_folder
+from tests.plan.rooms import Rooms, run_folder
 
 LINE = Path(__file__).with_name("line.yaml")
 MODEL = ("method.speed=14", "method.walls=false")  # what a step of tests/Line-v0 is in pixels of 224
@@ -84,6 +86,50 @@ def test_plans_reach_goals_and_the_file_says_how(folder: Path, tmp_path: Path) -
     console.print(terminal.table(result, [stored]))
     text = console.export_text()
     assert "100 % [76, 100]" in text and f"planner of {folder}" in text and result["fingerprint"] in text
+
+
+def test_blank_frames_reach_the_planner_and_nobody_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe, seen = Rooms.observe, list[torch.Tensor]()
+
+    def watched(self: Rooms, history: History) -> State:
+        seen.append(history.frames * self.std + self.mean)
+        return observe(self, history)
+
+    monkeypatch.setattr(Rooms, "observe", watched)
+    settings = ("episodes=2", "planner.history=all", "planner.execute=1", "pictures.landscape=false")
+
+    def made(name: str, *overrides: str) -> tuple[dict[str, Any], list[torch.Tensor]]:
+        seen.clear()
+        result = go(folder, *settings, *overrides, out=tmp_path / f"{name}.json")
+        return result, [frames[i] for frames in seen for i in range(len(frames))]
+
+    def is_black(frames: torch.Tensor) -> list[bool]:
+        return [bool(frame.abs().max() < 1e-6) for frame in frames]
+
+    part, shown = made("part", "environment.blank=0.7", "batch=1")
+    longest = [max((h for h in shown if len(h) > 1), key=len)]
+    expected = [
+        ~blank.shown("blank.plan", 0, e["number"], 13, 0.7)[::2] for e in part["episodes"]
+    ]  # a step of the model is two of the environment
+    patterns = [tuple(x[: len(longest[0])].tolist()) for x in expected]
+    assert tuple(is_black(longest[0])) in patterns and not is_black(longest[0])[0]
+    assert sum(map(sum, map(is_black, shown))) > 0
+    together, _ = made("together", "environment.blank=0.7", "batch=2")
+    assert [e["policies"] for e in together["episodes"]] == [e["policies"] for e in part["episodes"]]
+    whole, shown = made("whole")
+    assert not any(map(any, map(is_black, shown)))
+    assert (
+        rows(whole)["scripted expert"] == rows(part)["scripted expert"]
+        and rows(whole)["random"] == rows(part)["random"]
+    )
+    assert rows(whole)["planner"] != rows(part)["planner"]
+    assert part["task"]["environment"]["blank"] == 0.7 and part["fingerprint"] != whole["fingerprint"]
+    assert "blank" not in whole["task"]["environment"], "tables from before there was such a key stay comparable"
+    assert (tmp_path / "part" / "episode-0.gif").is_file()
+    with pytest.raises(ConfigError, match=r"blank=1: the share"):
+        go(folder, "environment.blank=1")
 
 
 def test_what_is_planned_depends_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_the_demos_task_is_tworooms() -> None:
     quick, whole = load_suite("tworoom-demo"), load_suite("tworoom")
     assert quick.environment == whole.environment and quick.goals == whole.goals
     assert (quick.budget, quick.episodes, quick.seeds) == (whole.budget, whole.episodes, whole.seeds)
+
+
+def test_the_blanked_task_is_tworooms_but_for_the_blanks() -> None:
+    part, whole, quick = load_suite("tworoom-blanked"), load_suite("tworoom"), load_suite("tworoom-demo")
+    assert part.environment == replace(whole.environment, blank=0.5) and part.goals == whole.goals
+    assert (part.budget, part.episodes, part.seeds) == (whole.budget, whole.episodes, whole.seeds)
+    assert part.planner == replace(quick.planner, history="all"), "the whole episode, for models with a belief"
 
 
 @pytest.mark.parametrize(

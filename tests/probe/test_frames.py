@@ -76,6 +76,30 @@ def test_velocity_needs_two_frames() -> None:
     assert scores[0] < 0.5 and scores[1] > 0.99
 
 
+def test_errors_by_frames_since_the_last_one_seen_tell_a_belief_from_none() -> None:
+    config = replace(CONFIG, history=6, blank=0.6, mlp=None)
+    sources = [
+        Source(name, role, of_world(worlds.keeper(forgetful), PLAIN, config, CPU))
+        for name, role, forgetful in (("belief", "run", False), ("memoryless", "random", True))
+    ]
+    made, (_, _, test) = table(config, *sources)
+    again, (_, _, same) = table(config, *sources)
+    assert made.missing == again.missing and np.array_equal(test.since, same.since)
+    found = {
+        name: {r["since"]: r for r in made.missing if r["encoder"] == name and r["probe"] == "ridge:place"}
+        for name in ("belief", "memoryless")
+    }
+    assert set(found["belief"]) == set(np.unique(test.since)) and max(found["belief"]) == 5
+    assert sum(r["n_test"] for r in found["belief"].values()) == len(test.places) == 60
+    assert all(r["value"] < 0.1 and r["unit"] == "px" for r in found["belief"].values())
+    for count, r in found["memoryless"].items():
+        assert r["low"] <= r["value"] <= r["high"] and (count == 0 or r["value"] > 1)
+    with pytest.raises(ConfigError, match="blank=0.5 with history=1"):
+        replace(CONFIG, blank=0.5)
+    with pytest.raises(ConfigError, match="blank=1: the share"):
+        replace(CONFIG, history=3, blank=1.0)
+
+
 def test_a_model_that_forgets_frames_is_told_so() -> None:
     config = replace(CONFIG, history=3, frames=2)
     source = Source("latents", "run", of_world(worlds.model(look_back=1), PLAIN, config, CPU))

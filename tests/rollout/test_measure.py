@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.errors import DataError
+from jepa.errors import ConfigError, DataError
 from jepa.methods.world import State
 from jepa.nn.tokens import Normalise
 from jepa.probe.bootstrap import Bootstrap
@@ -42,6 +42,25 @@ def rolled(
     places = spread_places(test.lengths, 3, 2, 5)
     errors = measure(model, PLAIN, test, places, suite, reader, CPU)
     return errors, Bootstrap(np.array([e for e, _ in places]), 200), places, reader
+
+
+def test_blank_frames_hide_from_the_open_loop_alone() -> None:
+    test = worlds.Walks("test", [14, 12] * 4, 2)
+    places = spread_places(test.lengths, 3, 5, 4)
+    errors = {}
+    for share in (0.0, 0.7):
+        suite = RolloutSuite(windows=WindowsConfig(seen=5, horizon=4, per_episode=3, batch=2, blank=share))
+        for forgetful in (False, True):
+            model = worlds.keeper(forgetful)
+            found = measure(model, PLAIN, test, places, suite, None, CPU)
+            errors[share, forgetful] = found.table("latent", "l2")
+    whole, belief, memoryless = errors[0.0, False], errors[0.7, False], errors[0.7, True]
+    assert belief["open_loop"].max() < 0.1 < 1 < memoryless["open_loop"].max()
+    assert np.array_equal(belief["one_step"], whole["one_step"]), "the floor sees everything"
+    assert belief["copy"].mean() > whole["copy"].mean(), "the last frame that was seen is further back"
+    assert np.array_equal(belief["copy"], memoryless["copy"])
+    with pytest.raises(ConfigError, match="seen=1 with blank"):
+        WindowsConfig(seen=1, blank=0.5)
 
 
 def test_curves_are_the_closed_form_in_latents_and_in_pixels() -> None:

@@ -132,7 +132,7 @@ def test_a_probe_reads_the_state_of_frames(dot_run: Path, tmp_path: Path) -> Non
     assert shown.exit_code == 0 and "pearson" in shown.output and "elsewhere" in shown.output
 
 
-@pytest.mark.parametrize("name", ["tworoom-rollout", "pusht-rollout"])
+@pytest.mark.parametrize("name", ["tworoom-rollout", "tworoom-blanked-rollout", "pusht-rollout"])
 def test_shipped_suites_load(name: str) -> None:
     suite = load_suite(name)
     assert suite.name == name and suite.state is not None and suite.pictures is not None
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_said(dot_run: Path, walks: Path, tmp_path: Path) -
     refused("no split 'holdout'", "splits.test=holdout")
     refused(r"needs two episodes of 62 frames.*the longest has 31", "windows.horizon=60")
     refused("place", "state={mlp: null, variables: {agent: {array: plaec}}}")
-    refused("leave history=1", "state={history: 2, variables: {agent: {array: place}}}")
+    refused("leave frames=1", "state={history: 2, frames: 2, variables: {agent: {array: place}}}")
     refused("windows.horizn", "windows.horizn=3")
     train(run_config(walks, method="tests.rollout.worlds:Short"), tmp_path / "short", quiet=True)
     refused("was made to imagine at most 3 steps", run=tmp_path / "short")

@@ -114,6 +114,29 @@ def windows(count: int, seen: int, horizon: int) -> tuple[Windows, Tensor]:
     return Windows(draw(places), actions, None, seen), places
 
 
+class Keeper(PointMass):
+    """Where a frame is black it goes on from the frame before by what was done; `forgetful` it knows no place there."""
+
+    forgetful = False
+
+    def observe(self, history: History) -> State:
+        found = super().observe(history).latents.nan_to_num()
+        black = history.frames.amax((-3, -2, -1)) == 0  # (B, T)
+        for t in range(1, found.shape[1]):
+            before = (
+                torch.zeros_like(found[:, t]) if self.forgetful else found[:, t - 1] + history.actions[:, t - 1, None]
+            )
+            found[:, t] = torch.where(black[:, t, None, None], before.to(found.dtype), found[:, t])
+        return State(found)
+
+
+def keeper(forgetful: bool = False) -> Keeper:
+    """In eval mode."""
+    made = Keeper(Config(Space(action=2)), (4, SIDE, SIDE)).eval()
+    made.forgetful = forgetful
+    return made
+
+
 class Walks:
     """Recordings of dots: frames of bytes, so that places are known to about a hundredth of a pixel."""
 

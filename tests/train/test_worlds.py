@@ -15,7 +15,7 @@ from jepa.config import RunConfig
 from jepa.data import Manifest
 from jepa.errors import CheckpointError, ConfigError
 from jepa.methods import base
-from jepa.methods.world import WorldModel
+from jepa.methods.world import History, WorldModel
 from jepa.train import train
 from tests.tiny import VALUES
 from tests.train import runs
@@ -47,7 +47,7 @@ def test_sizes_and_statistics_come_from_the_data_set(walks: Path, tmp_path: Path
     out = tmp_path / "run"
     train(settings(walks, LEWM, "train.duration.steps=3"), out, quiet=True)
     kept = checkpoint.read_config(out)
-    assert kept.method["space"] == {"action": 4, "proprio": 0, "discrete": 0}
+    assert kept.method["space"] == {"action": 4, "proprio": 0, "discrete": 0, "blank": False}
     known = Manifest.open(walks).arrays["action"]
     weights = runs.tensors(out, 3)
     for name in ("mean", "std"):  # two steps of the episode side by side
@@ -67,6 +67,30 @@ def test_a_resumed_run_is_bit_equal(walks: Path, tmp_path: Path) -> None:
     train(settings(walks, LEWM), parts, resume=True, quiet=True)
     runs.assert_bit_equal(runs.tensors(whole, 12), runs.tensors(parts, 12))
     assert runs.lines(whole) == runs.lines(parts)
+
+
+def test_a_belief_over_blank_frames_resumes_bit_equal(walks: Path, tmp_path: Path) -> None:
+    train(settings(walks, LEWM, "train.duration.steps=3"), tmp_path / "encoder", quiet=True)
+    belief = {"name": "rssm", "encoder": {"path": str(tmp_path / "encoder")}, "hidden": 16}
+    given = settings(walks, belief, "data.steps.blank=0.5", "train.duration.steps=4", "train.checkpoint_every.steps=2")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(given, whole, quiet=True)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step-4")
+    train(given, parts, resume=True, quiet=True)
+    runs.assert_bit_equal(runs.tensors(whole, 4), runs.tensors(parts, 4))
+    assert runs.lines(whole) == runs.lines(parts)
+    assert checkpoint.read_config(parts).method["space"]["blank"] is True
+    assert not torch.equal(runs.tensors(whole, 2)["missing"], runs.tensors(whole, 4)["missing"]), (
+        "it learns what blank is"
+    )
+    random = checkpoint.random_method(checkpoint.read_config(whole), 0)  # baselines: its frozen encoder needs no run
+    assert isinstance(random, WorldModel)
+    seen = random.eval().observe(History(torch.rand(2, 3, 3, 16, 16), torch.zeros(2, 2, 4)))
+    assert bool(torch.isfinite(seen.latents).all())
+    made_for_all = settings(walks, belief | {"space": {"action": 4}}, "data.steps.blank=0.5")
+    with pytest.raises(ConfigError, match=r"method\.space\.blank=true"):
+        train(made_for_all, tmp_path / "never", quiet=True)
 
 
 def test_a_frozen_encoder_travels_with_the_run(walks: Path, tmp_path: Path) -> None:
