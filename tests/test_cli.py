@@ -65,6 +65,9 @@ def test_version() -> None:
         (["probe", "no-such-run", "--suite", "digits"], "no-such-run"),
         (["report", "no-such-run"], "no-such-run"),
         (["inspect", "no-such-checkpoint"], "no-such-checkpoint"),
+        (["export", "no-such-run", "--format", "onnx"], "no-such-run"),
+        (["export", "x", "--format", "onyx"], "Did you mean 'onnx'?"),
+        (["export", "x", "--format", "onnx", "--dtype", "fp8"], "fp32"),
         (["import", "no-such-file.pth", "--from", "ijepa", "--to", "x"], "no-such-file.pth"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from jepa import checkpoint, config, resources
+from jepa.data.build import build
 from jepa.errors import CheckpointError, ConfigError
 from jepa.export import keymaps, subject, to_safetensors
 from jepa.export.subject import Asked
@@ -291,3 +292,62 @@ def test_real_clips_are_compared_where_the_data_set_is(tmp_path: Path) -> None:
     assert "Licence: BSD-3-Clause" in card and str(tmp_path) not in card
     gone = runs.make(tmp_path / "gone", "demo-video", "data.path=nowhere", *small)
     assert export(gone, "safetensors", tmp_path / "plain").real.startswith("none: the run's data set is not here")
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Episodes of 9 frames of 32 x 32 with actions of four numbers and proprioception of three."""
+    files, out = tmp_path_factory.mktemp("walks"), tmp_path_factory.mktemp("data") / "walks"
+    for episode in range(8):
+        rng, folder = np.random.default_rng(episode), files / ("train" if episode < 4 else "val")
+        folder.mkdir(exist_ok=True)
+        np.savez(
+            folder / f"{episode}.npz",
+            frames=rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8),
+            action=rng.normal(3, 2, (9, 4)).astype(np.float32),
+            proprio=rng.normal(size=(9, 3)).astype(np.float32),
+        )
+    build("npz", out, overrides=["name=walks", f"source.path={files}"], progress=False)
+    return out
+
+
+def test_roll_outs_from_real_frames_are_compared(walks: Path, tmp_path: Path) -> None:
+    stride = ["data.clip.stride=1", "data.decoder=pyav", f"data.path={walks}"]
+    run = runs.make(tmp_path / "run", "dinowm-own-encoder", "method.history=2", *stride)
+    done = export(run, "torch", tmp_path / "out")
+    assert any(c.what == "roll-out of 3 steps" and c.inputs == "real frames" for c in done.checks)
+    assert {p.name for p in (tmp_path / "out").glob("*.pt2")} == {"encode.pt2", "step.pt2", "step_1.pt2"}
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert record["window"] == 2 and record["programs"]["step"]["inputs"]["actions"] == ["rows", 2, 4]
+
+
+def test_the_card_shows_probes_with_their_intervals(images: Path, tmp_path: Path) -> None:
+    row = {"encoder": "target (step 7)", "baseline": False, "probe": "knn", "metric": "top1", "value": 0.5}
+    (images / "probes").mkdir()
+    (images / "probes" / "digits.json").write_text(json.dumps({"rows": [row | {"low": 0.4, "high": 0.6}]}))
+    export(images, "safetensors", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| digits | knn | top1 | target (step 7) | 0.5 | 0.4 to 0.6 |" in card
+
+
+# --- encoders of other kinds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vjepa2-vit-l16", "vjepa21-vit-b16"])
+def test_video_encoders_that_were_built_for_images(name: str, tmp_path: Path) -> None:
+    run = runs.make(tmp_path / "run", name, "data.clip=null")
+    assert available(run) == {"torch", "onnx", "safetensors"}
+    export(run, "torch", tmp_path / "out")
+    program = torch.export.load(tmp_path / "out" / "encoder.pt2").module()
+    assert program(torch.rand(1, 3, 48, 32))[0].shape == (1, 6, 24)
+
+
+def test_a_method_from_outside_keeps_its_size(tmp_path: Path) -> None:
+    values = {"name": "own", "method": {"name": "tests.train.outside:Mean"}, "data": {"image_size": 20}}
+    run = runs.save(tmp_path / "run", config.build(config.RunConfig, values))
+    done = export(run, "torch", tmp_path / "out")
+    assert done.notes == ["the size of inputs is fixed: how Tokens interpolates positions is not known"]
+    program = torch.export.load(tmp_path / "out" / "encoder.pt2").module()
+    assert program(torch.rand(5, 3, 20, 20))[0].shape[0] == 5
+    with pytest.raises(ConfigError, match="takes the size it was built for only"):
+        export(run, "torch", tmp_path / "larger", Asked(image_size=(40, 40)))
