@@ -273,7 +273,7 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)
     else:
-        world.fit(method, made_for)
+        world.fit(method, plan.data)
         checkpoint.frozen.load(method)
     if settings.compile:
         for part in method.children():  # in place, so that names in the state dict stay as they are

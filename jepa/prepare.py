@@ -135,7 +135,8 @@ def validate(config: RunConfig) -> Plan:
     config = rundir.resolved(config)
     settings = config.train
     precision = environment.resolve_precision(settings.precision, environment.device_type())
-    size = mix.streams(config, world)[0].data.size
+    opened = mix.streams(config, world)
+    size = opened[0].data.size
     _check_trackers(settings.trackers)
     for name in ("log_every", "threads"):
         value = getattr(settings, name)
@@ -146,7 +147,9 @@ def validate(config: RunConfig) -> Plan:
     stages: list[Stage] = []
     for phase in phases.layout(config, size):
         with _named(phase.name):
-            stages.append(_stage(phase, config, stages[-1] if stages else None, world, size, count=rank == 0))
+            before = stages[-1] if stages else None
+            sources = opened if phase.name == MAIN_PHASE else None
+            stages.append(_stage(phase, config, before, world, size, sources, count=rank == 0))
 
     def steps(duration: Any) -> int:
         return int(duration.to_steps(settings.batch, size)) if duration is not None else 0
@@ -174,11 +177,19 @@ def _named(phase: str) -> Iterator[None]:
         raise type(error)(f"phases.{phase}: {error}") from None
 
 
-def _stage(phase: Phase, run: RunConfig, before: Stage | None, world: int, size: int, count: bool) -> Stage:
+def _stage(
+    phase: Phase,
+    run: RunConfig,
+    before: Stage | None,
+    world: int,
+    size: int,
+    opened: list[mix.Stream] | None,
+    count: bool,
+) -> Stage:
     if phase.span.steps < 1:
         raise ConfigError(f"train.duration={run.train.duration} is no step at all; give at least 1 step")
     config = rundir.resolved(phase.config)
-    sources = mix.streams(config, world)
+    sources = opened or mix.streams(config, world)
     _check_method(config, sources)
     if phase.name != MAIN_PHASE:
         _check_change(run, config)
