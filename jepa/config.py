@@ -221,7 +221,10 @@ class RunConfig:
 
 
 def read(path: Path, kind: str = "configs", overlays: list[str] | None = None) -> dict[str, Any]:
-    """A YAML file with its `extends` and overlay files (e.g. ``debug``) applied, as plain values."""
+    """A YAML file with its `extends` and overlay files (e.g. ``debug``) applied, as plain values.
+
+    What an overlay has under ``methods`` goes over configurations of the method of that name, or by "*" of all others.
+    """
     values = read_yaml(path)
     parent = values.pop("extends", None)
     if parent is not None:
@@ -231,7 +234,10 @@ def read(path: Path, kind: str = "configs", overlays: list[str] | None = None) -
             raise ConfigError(f"{path} extends {parent}, which itself extends {base['extends']}: one level only")
         values = merge(base, values)
     for overlay in overlays or []:
-        values = merge(values, read_yaml(resources.find(kind, overlay)))
+        changes = read_yaml(resources.find(kind, overlay))
+        by_method = changes.pop("methods", {})
+        method = (values.get("method") or {}).get("name")
+        values = merge(merge(values, changes), by_method.get(method, by_method.get("*", {})))
     return values
 
 

@@ -307,7 +307,7 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)
     else:
-        world.fit(method, made_for)
+        world.fit(method, plan.data)
         checkpoint.frozen.load(method)
     split = sharding.wanted(plan.config, plan.world)
     if settings.compile:

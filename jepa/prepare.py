@@ -141,7 +141,8 @@ def validate(config: RunConfig, place: tuple[int, environment.Resolved] | None =
         precision = environment.resolve_precision(settings.precision, environment.device_type())
     else:
         precision = place[1]
-    size = mix.streams(config, world)[0].data.size
+    opened = mix.streams(config, world)
+    size = opened[0].data.size
     _check_trackers(settings.trackers)
     sharding.check(config, precision)
     for name in ("log_every", "threads"):
@@ -163,7 +164,9 @@ def validate(config: RunConfig, place: tuple[int, environment.Resolved] | None =
     stages: list[Stage] = []
     for phase in phases.layout(config, size):
         with _named(phase.name):
-            stages.append(_stage(phase, config, stages[-1] if stages else None, world, size, count=rank == 0))
+            before = stages[-1] if stages else None
+            sources = opened if phase.name == MAIN_PHASE else None
+            stages.append(_stage(phase, config, before, world, size, sources, count=rank == 0))
 
     return Plan(
         config=config,
@@ -188,11 +191,19 @@ def _named(phase: str) -> Iterator[None]:
         raise type(error)(f"phases.{phase}: {error}") from None
 
 
-def _stage(phase: Phase, run: RunConfig, before: Stage | None, world: int, size: int, count: bool) -> Stage:
+def _stage(
+    phase: Phase,
+    run: RunConfig,
+    before: Stage | None,
+    world: int,
+    size: int,
+    opened: list[mix.Stream] | None,
+    count: bool,
+) -> Stage:
     if phase.span.steps < 1:
         raise ConfigError(f"train.duration={run.train.duration} is no step at all; give at least 1 step")
     config = rundir.resolved(phase.config)
-    sources = mix.streams(config, world)
+    sources = opened or mix.streams(config, world)
     _check_method(config, sources)
     if phase.name != MAIN_PHASE:
         _check_change(run, config)

@@ -13,9 +13,8 @@ import torch
 
 from jepa import config as configuration
 from jepa.config import DataConfig, RunConfig
-from jepa.data import Manifest
-from jepa.data.arrays import Array
-from jepa.errors import ConfigError, DataError
+from jepa.data import Manifest, TrainData
+from jepa.errors import ConfigError
 from jepa.methods import base
 from jepa.methods.world import Space, WorldModel
 
@@ -42,20 +41,17 @@ def resolved(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, method=method)
 
 
-def fit(method: base.Method, config: RunConfig) -> None:
+def fit(method: base.Method, data: TrainData) -> None:
     """Give a new model the statistics of the training split.
 
     Raises:
         DataError: the data set has none, because it has no training split.
     """
-    if not isinstance(method, WorldModel) or config.data.steps is None:
+    if not isinstance(method, WorldModel) or data.steps is None:
         return
-    known = Manifest.open(config.data.path).arrays
-    steps = config.data.steps
-    if not known[steps.action].discrete:  # choices go in one-hot
-        method.action_scale.fit(*_statistics(config.data, steps.action, known[steps.action], _stride(config.data)))
-    if steps.proprio:
-        method.proprio_scale.fit(*_statistics(config.data, steps.proprio, known[steps.proprio]))
+    for key, scale in (("action", method.action_scale), ("proprio", method.proprio_scale)):
+        if key in data.steps.arrays and not data.steps.arrays[key].discrete:  # choices go in one-hot
+            scale.fit(*(torch.from_numpy(x.astype(np.float32)) for x in data.steps.scale(key)))
 
 
 def _space(data: DataConfig) -> Space:
@@ -86,17 +82,6 @@ def _stride(data: DataConfig) -> int:
             "data.steps goes with data.clip={frames: T, stride: K}: windows of T frames, K steps of the episode apart"
         )
     return data.clip.stride
-
-
-def _statistics(data: DataConfig, name: str, array: Array, repeat: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of a row, `repeat` rows side by side."""
-    if not array.count:
-        raise DataError(f"{data.path} has no statistics of {name!r}: it has no split called train. Build it with one")
-
-    def row(values: tuple[float, ...]) -> torch.Tensor:
-        return torch.from_numpy(np.tile(np.array(values, dtype=np.float32), repeat))
-
-    return row(array.mean), row(array.std)
 
 
 __all__ = ["fit", "resolved"]

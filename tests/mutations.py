@@ -1152,6 +1152,20 @@ END_TO_END = (
         NN_HEADS + "test_value_is_the_discounted_sum_of_rewards",
     ),
     one(
+        "heads: the ensemble doubts the state that a step leads to",
+        "nn/heads.py",
+        "torch.cat([first, imagined[:, :, :-1]], dim=2)",
+        "imagined",
+        "methods/test_frozen_options.py::test_uncertainty_is_where_the_members_differ",
+    ),
+    one(
+        "heads: paths of the projection are not straightened",
+        "methods/frozen.py",
+        "error + weight * bent, {",
+        "error, {",
+        "methods/test_frozen_options.py::test_paths_of_a_projection_become_straight",
+    ),
+    one(
         "rssm: missing frames are targets",
         "methods/rssm.py",
         "error = (error * there).sum() / there.sum().clamp(min=1)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +101,14 @@ def movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def steps_taken(folder: Path, count: int) -> None:
+    """A run that took so many steps with losses that may be, and wrote its last checkpoint."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    assert len(losses) == count and all(0 < loss < 10 for loss in losses)
+    assert (folder / "checkpoints" / f"step-{count}" / "COMPLETE").is_file()
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in WORLDS])
 def test_it_takes_a_step_under_debug(name: str, digits: Path, movies: Path, tmp_path: Path) -> None:
     plain = config.load(name)
@@ -107,8 +116,42 @@ def test_it_takes_a_step_under_debug(name: str, digits: Path, movies: Path, tmp_
     others = [f"mix.{k}.path={data[source.clip is None]}" for k, source in plain.mix.items()]
     settings = config.load(name, [f"data.path={data[plain.data.clip is None]}", *others], overlays=["debug"])
     train(settings, tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line.get("loss") is not None]
-    steps = 2 + len(plain.phases)  # one for each phase
-    assert len(losses) == steps and all(0 < loss < 10 for loss in losses)
-    assert (tmp_path / "run" / "checkpoints" / f"step-{steps}" / "COMPLETE").is_file()
+    steps_taken(tmp_path / "run", 2 + len(plain.phases))  # one for each phase
+
+
+@pytest.fixture(scope="module")
+def encoder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a try-out of a configuration for images leaves behind."""
+    out = tmp_path_factory.mktemp("encoder") / "run"
+    train(config.load("ijepa-vit-s16", [f"data.path={digits}"], ["debug"]), out, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 episodes of 41 frames with the arrays that shipped world models ask for."""
+    files, out = tmp_path_factory.mktemp("walks"), tmp_path_factory.mktemp("data") / "walks"
+    for episode in range(16):
+        rng = np.random.default_rng(episode)
+        folder = files / ("train" if episode < 12 else "test")
+        folder.mkdir(exist_ok=True)
+        np.savez(
+            folder / f"{episode:02d}.npz",
+            frames=rng.integers(0, 255, (41, 16, 16, 3), dtype=np.uint8),
+            action=rng.uniform(-1, 1, (40, 7)).astype(np.float32),
+            state=rng.uniform(-1, 1, (41, 7)).astype(np.float32),
+            proprio=rng.uniform(-1, 1, (41, 4)).astype(np.float32),
+        )
+    build("npz", out, overrides=["name=walks", f"source.path={files}"], progress=False)
+    return out
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_world_model_takes_a_step_under_debug(name: str, walks: Path, encoder: Path, tmp_path: Path) -> None:
+    plain = config.load(name)
+    own = plain.method.get("encoder", {}).get("path") == ""
+    if "timm" in plain.method.get("encoder", {}):
+        pytest.importorskip("timm")
+    given = [f"data.path={walks}", *([f"method.encoder.path={encoder}"] if own else [])]
+    train(config.load(name, given, overlays=["debug"]), tmp_path / "run", quiet=True)
+    steps_taken(tmp_path / "run", 2 + len(plain.phases))

@@ -36,6 +36,7 @@ from jepa.methods.frozen import FrozenConfig, FrozenWorldModel
 from jepa.methods.world import History, Space, State
 from jepa.nn.action_predictor import ActionPredictor, ActionPredictorConfig
 from jepa.nn.frame_causal import Past
+from jepa.nn.heads import HeadsConfig
 from jepa.nn.pose import moved
 from jepa.nn.rollout import Ahead, Frames, roll_out
 
@@ -54,6 +55,10 @@ class ACConfig:
     motion: Literal["predict", "pose", "add", "hold"] = "predict"  # how states go on in a plan: see above
     extrinsics: int = 0  # the last so many numbers of the state are the camera's pose: a token of their own, held
     loss: Literal["l1", "l2", "smooth_l1"] = "l1"  # distance of layer-normed latents
+    heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
+    straighten: float = 0.0  # weight of the curvature of paths in a learned projection, which is then the readout
+    projection: int = 64  # numbers of that projection
+    coarse: int = 4  # rows and columns that tokens are averaged onto, for heads and projection
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -90,6 +95,7 @@ class AC(FrozenWorldModel):
             config.extrinsics if space.proprio else 0,
             states_ahead=config.motion == "predict" and self.state > 0,
         )
+        self.extend(space.proprio)
 
     def latents(self, frames: Tensor) -> Tensor:
         """Layer-normed tokens (B, T, N, D) of frames (B, T, 3, H, W)."""
@@ -97,10 +103,13 @@ class AC(FrozenWorldModel):
 
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         history = self.window(x, batch)
-        return self.learn(self.latents(history.frames), history.actions, history.proprio)
+        return self.learn(self.latents(history.frames), history.actions, history.proprio, batch)
 
-    def learn(self, latents: Tensor, actions: Tensor, proprio: Tensor | None) -> Output:
-        """The loss of T frames' latents (B, T, N, D), T - 1 actions (B, T - 1, A) and states (B, T, P)."""
+    def learn(self, latents: Tensor, actions: Tensor, proprio: Tensor | None, batch: Batch | None = None) -> Output:
+        """The loss of T frames' latents (B, T, N, D), T - 1 actions (B, T - 1, A) and states (B, T, P).
+
+        `batch`: what heads learn from, for a model that has some.
+        """
         states = self.proprio_scale(proprio) if proprio is not None else None
         forced, change = self._forced(latents[:, :-1], self.action_scale(actions), _upto(states, -1))
         loss = self._distance(forced, latents[:, 1:])
@@ -113,6 +122,10 @@ class AC(FrozenWorldModel):
             wanted = states[:, 1:, : self.state] - states[:, :-1, : self.state]
             loss = F.mse_loss(change, wanted)
             total, metrics["loss_state"] = total + loss, loss.detach()
+        told = self.action_scale(actions)
+        moved = self._moved(states[:, :-1], told, change) if states is not None and self.heads.any else None
+        more, parts = self.also(State(latents, states), State(forced, moved), told, batch)
+        total, metrics = total + more, metrics | parts
         with torch.no_grad():  # what saying that nothing moves would cost
             still = self._distance(latents[:, :-1], latents[:, 1:])
         return Output(total, {"loss": total.detach(), **metrics, "loss_of_copy": still})
@@ -161,7 +174,8 @@ class AC(FrozenWorldModel):
             roll_out(self, seen, self.action_scale(piece), window) for piece in torch.split(actions, at_once, dim=1)
         ]
         states = [s for _, s in parts if s is not None]
-        return State(torch.cat([z for z, _ in parts], dim=1), torch.cat(states, dim=1) if states else None)
+        future = State(torch.cat([z for z, _ in parts], dim=1), torch.cat(states, dim=1) if states else None)
+        return self.doubted(state, future, actions)
 
     def ahead(self, frames: Frames, past: Past | None = None, last: bool = False) -> Ahead:
         """What follows each of these frames; see `jepa.nn.rollout.Predictor`."""

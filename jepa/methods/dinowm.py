@@ -32,6 +32,7 @@ from jepa.methods.base import Output, Schedule
 from jepa.methods.frozen import FrozenConfig, FrozenWorldModel
 from jepa.methods.world import History, Space, State
 from jepa.nn.frame_causal import Past
+from jepa.nn.heads import HeadsConfig
 from jepa.nn.patch_predictor import PatchPredictor, PatchPredictorConfig
 from jepa.nn.rollout import Ahead, Frames, roll_out
 
@@ -49,6 +50,10 @@ class DinoWMConfig:
     rollout: int = 0  # steps of the roll-out loss; 0: off
     rollout_weight: float = 1.0  # of the roll-out loss
     loss: Literal["l1", "l2", "smooth_l1"] = "l2"  # distance of latents; l2 is the mean squared error
+    heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
+    straighten: float = 0.0  # weight of the curvature of paths in a learned projection, which is then the readout
+    projection: int = 64  # numbers of that projection
+    coarse: int = 4  # rows and columns that tokens are averaged onto, for heads and projection
 
     def __post_init__(self) -> None:
         if min(self.history, self.action_width, self.proprio_width) < 1:
@@ -72,13 +77,17 @@ class DinoWM(FrozenWorldModel):
         self.predictor = PatchPredictor(
             config.predictor, self.encoder.width, proprio, config.action_width, self.encoder.tokens, config.history
         )
+        self.extend(proprio)
 
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         history = self.window(x, batch)
-        return self.learn(self.latents(history.frames), history.actions, history.proprio)
+        return self.learn(self.latents(history.frames), history.actions, history.proprio, batch)
 
-    def learn(self, latents: Tensor, actions: Tensor, proprio: Tensor | None) -> Output:
-        """The loss of T frames' latents (B, T, N, D), T - 1 actions (B, T - 1, A) and proprioception (B, T, P)."""
+    def learn(self, latents: Tensor, actions: Tensor, proprio: Tensor | None, batch: Batch | None = None) -> Output:
+        """The loss of T frames' latents (B, T, N, D), T - 1 actions (B, T - 1, A) and proprioception (B, T, P).
+
+        `batch`: what heads learn from, for a model that has some.
+        """
         seen = self.frames(latents, actions, proprio)
         count = min(seen.count - 1, self.config.history)
         one_step = self.ahead(seen.part(0, count))
@@ -89,6 +98,8 @@ class DinoWM(FrozenWorldModel):
             rolled = self._follow(seen, one_step, start, steps)
             loss = self.distance(rolled, seen.part(start, start + steps))
             total, metrics["loss_rollout"] = total + self.config.rollout_weight * loss, loss.detach()
+        more, parts = self.also(_state(seen), _state(one_step), seen.actions, batch)
+        total, metrics = total + more, metrics | parts
         with torch.no_grad():  # what saying that nothing moves would cost
             still = self.distance(seen.part(0, count), seen.part(1, count + 1))
         return Output(total, {"loss": total.detach(), **metrics, "loss_of_copy": still})
@@ -159,7 +170,8 @@ class DinoWM(FrozenWorldModel):
             for piece in torch.split(actions, at_once, dim=1)
         ]
         proprio = [p.mean(dim=-2) for _, p in parts if p is not None]
-        return State(torch.cat([z for z, _ in parts], dim=1), torch.cat(proprio, dim=1) if proprio else None)
+        future = State(torch.cat([z for z, _ in parts], dim=1), torch.cat(proprio, dim=1) if proprio else None)
+        return self.doubted(state, future, actions)
 
     def _seen(self, state: State, actions: Tensor) -> Frames:
         self.check(state, actions)
@@ -169,6 +181,11 @@ class DinoWM(FrozenWorldModel):
         if proprio is not None:
             proprio = proprio.unsqueeze(2).expand(-1, -1, latents.shape[2], -1)
         return Frames(latents, proprio, self.action_scale(before))
+
+
+def _state(frames: Frames | Ahead) -> State:
+    """What is known of frames, as states have it: proprioception is the mean of what a frame's patches say."""
+    return State(frames.latents, None if frames.proprio is None else frames.proprio.mean(dim=-2))
 
 
 def _each(ahead: Ahead, at: int) -> tuple[Tensor, Tensor | None]:

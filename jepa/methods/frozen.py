@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jepa.data import Batch
 from jepa.errors import ConfigError
+from jepa.losses import curvature, latent_loss, normalise_targets
 from jepa.methods import base
-from jepa.methods.world import State, WorldModel
+from jepa.methods.world import HeadedWorldModel, State
+from jepa.nn.heads import Heads, Straightener
 from jepa.nn.timm_model import patch_tokens
+from jepa.nn.tokens import coarse
 
 _TOKENS_CPU, _TOKENS = 1 << 14, 1 << 19  # in the window of all plans that are rolled out at the same time
 
@@ -211,12 +215,18 @@ def _between(spec: dict[str, Any]) -> tuple[list[float], list[float]]:
     return scale, shift
 
 
-class FrozenWorldModel(WorldModel):
-    """Base of world models over a frozen encoder. Their Config has `encoder`, `rollout` and `loss` besides `space`."""
+class FrozenWorldModel(HeadedWorldModel):
+    """Base of world models over a frozen encoder.
+
+    Their Config has, besides `space`: `encoder`, `rollout`, `loss`, and for what `extend` adds `heads`, `straighten`,
+    `projection` and `coarse`.
+    """
+
+    straightener: Straightener | None
 
     def __init__(self, config: Any, size: tuple[int, ...]) -> None:
         super().__init__(config, size)
-        check_rollout(size, config.rollout)
+        self._check_length(config, size)
         if config.space.action < 1:
             raise ConfigError(
                 "method.space.action is 0: a world model needs to know how many numbers an action has. A run takes "
@@ -235,8 +245,83 @@ class FrozenWorldModel(WorldModel):
                 f"frames of {size[-2:]}: the predictor was made for tokens of frames of {self.size[-2:]}, so "
                 "data.image_size stays"
             )
-        check_rollout(size, config.rollout)
+        self._check_length(config, size)
         super().enter(config, size)
+
+    def _check_length(self, config: Any, size: tuple[int, ...]) -> None:
+        check_rollout(size, config.rollout)
+        if min(config.coarse, config.projection) < 1 or config.straighten < 0:
+            raise ConfigError(
+                f"method.coarse={config.coarse}, method.projection={config.projection}: at least 1 each; "
+                f"method.straighten={config.straighten:g}: at least 0"
+            )
+        if config.straighten and size[0] < 3:
+            raise ConfigError(
+                f"method.straighten={config.straighten:g} with data.clip.frames={size[0]}: a path bends where three "
+                "frames follow each other, give at least 3"
+            )
+
+    # --- heads and the straight space: none of it is there unless asked for ----------------------------------------
+
+    def extend(self, proprio: int) -> None:
+        """Heads and projection that the configuration asks for; to be called when all else is made.
+
+        Args:
+            proprio: numbers that a state's `proprio` has.
+        """
+        config, grid = self.config, self.encoder.grid
+        self._coarse = (min(config.coarse, grid[0]), min(config.coarse, grid[1]))
+        width = self._coarse[0] * self._coarse[1] * self.encoder.width
+        self.heads = Heads(config.heads, width + proprio, config.space.action)
+        straight = config.straighten > 0
+        self.straightener = Straightener(width, config.heads.width, config.projection) if straight else None
+
+    def also(self, seen: State, ahead: State, actions: Tensor, batch: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of heads and projection (0-d), and its parts as metrics; 0 and none where there are none.
+
+        Args:
+            seen: T frames. ahead: what is predicted of the first n of them, which is what follows each.
+            actions: scaled, at least those n (B, n, A).
+            batch: with rewards and sample numbers, for heads.
+        """
+        parts: dict[str, Tensor] = {}
+        total = torch.zeros((), device=actions.device)
+        if self.straightener is not None:
+            total, parts = straight_loss(self.straightener, self._vectors(seen.latents), self.config.straighten)
+        if self.heads.any:
+            assert batch is not None and batch.steps is not None, "heads learn from the arrays of a batch"
+            count = ahead.latents.shape[1]
+            told = {name: x[:, :count] for name, x in batch.steps.items() if name in ("reward", "terminated")}
+            more, found = self.heads.loss(
+                self.summary(seen)[:, : count + 1], self.summary(ahead), actions[:, :count], told, batch.g, self.seed
+            )
+            total, parts = total + more, parts | found
+        return total, parts
+
+    def doubted(self, state: State, future: State, actions: Tensor) -> State:
+        """The imagined future (B, S, H, ...) of a seen state, with the ensemble's uncertainty where there is one."""
+        if self.heads.ensemble is None:
+            return future
+        newest = state.map(lambda t: t[:, -1:])
+        doubt = self.heads.doubt(self.summary(newest)[:, 0], self.summary(future), self.action_scale(actions))
+        return replace(future, memory=doubt)
+
+    def summary(self, state: State) -> Tensor:
+        """Latents averaged onto `coarse` rows and columns, layer-normed, side by side; proprioception behind."""
+        found = self._vectors(state.latents)
+        return found if state.proprio is None else torch.cat([found, state.proprio.to(found.dtype)], dim=-1)
+
+    def _vectors(self, latents: Tensor) -> Tensor:
+        return normalise_targets(coarse(latents, self.encoder.grid, self._coarse)).flatten(-2)
+
+    def readout(self, state: State) -> Tensor:
+        """Latents as they are; with `straighten` their projection, one vector for each frame (..., 1, E)."""
+        if self.straightener is None:
+            return state.latents
+        found: Tensor = self.straightener(self._vectors(state.latents))
+        return found.unsqueeze(-2)
+
+    # --- frames ------------------------------------------------------------------------------------------------------
 
     def encode(self, x: Tensor) -> Tensor:
         """Tokens (B, T * N, D) of clips (B, 3, T, H, W), frame by frame; images give (B, N, D)."""
@@ -270,6 +355,15 @@ class FrozenWorldModel(WorldModel):
         return plans if torch.is_grad_enabled() else max(1, min(plans, most // (batch * tokens * frames)))
 
 
+def straight_loss(straightener: Straightener, x: Tensor, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a straight space of paths (B, T, F) costs, 0-d, and its parts: what is told back, and how paths bend."""
+    x = x.detach()
+    path = straightener(x)
+    error, bent = latent_loss(straightener.back(path).float(), x.float(), "l2"), curvature(path)
+    parts = {"loss_projection": error, "curvature": bent, "curvature_of_latents": curvature(x)}
+    return error + weight * bent, {name: part.detach() for name, part in parts.items()}
+
+
 def check_rollout(size: Sequence[int], rollout: int) -> None:
     """Raises ConfigError when clips are too short for a roll-out loss of so many steps."""
     frames = size[0]
@@ -286,6 +380,7 @@ __all__ = [
     "FrozenWorldModel",
     "check_rollout",
     "pretrained",
+    "straight_loss",
     "timm_model",
     "timm_module",
 ]

@@ -29,7 +29,7 @@ from jepa.errors import ConfigError
 from jepa.losses import curvature
 from jepa.masks import Masks
 from jepa.methods.base import Output, Schedule
-from jepa.methods.world import History, Space, State, WorldModel
+from jepa.methods.world import HeadedWorldModel, History, Space, State
 from jepa.nn import noise
 from jepa.nn.causal import ActionEncoder, CausalConfig, CausalPredictor, ChunkEncoder, causal
 from jepa.nn.frames import FrameEncoder, Norm, Pool, Projector
@@ -66,13 +66,12 @@ class LeWMConfig:
             )
 
 
-class LeWM(WorldModel):
+class LeWM(HeadedWorldModel):
     """Frame encoder, action encoder, causal predictor."""
 
     Config = LeWMConfig
     config: LeWMConfig
     couples_samples = True
-    gated = True
 
     def __init__(self, config: LeWMConfig, size: tuple[int, ...]) -> None:
         super().__init__(config, size)
@@ -95,9 +94,6 @@ class LeWM(WorldModel):
         space = config.space.action
         self.chunks = ChunkEncoder(space, config.chunk, latent) if config.chunk > 1 else None
         self.heads = Heads(config.heads, latent, latent)
-
-    def needs(self) -> dict[str, tuple[int, ...]]:
-        return super().needs() | self.heads.needs(self.size[0])
 
     def schedule(self, step: int, total_steps: float) -> dict[str, float]:
         return {"noise_step": float(step)}
@@ -180,7 +176,7 @@ class LeWM(WorldModel):
         return out
 
     def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
-        self.heads.after_step(keep)
+        super().after_step(values, keep)
         for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.fold(keep)
@@ -203,11 +199,7 @@ class LeWM(WorldModel):
             z = self.predictor.roll(seen, known, told, self.projector)
         else:
             z = self._leap(seen, known, told, self.chunks(told, scaled, every=self.config.chunk))
-        memory = {}
-        if self.heads.ensemble is not None:
-            before = torch.cat([seen[:, None, -1:].expand(-1, z.shape[1], -1, -1), z[:, :, :-1]], dim=2)
-            memory["uncertainty"] = self.heads.ensemble.disagreement(before, told)
-        return State(z.unsqueeze(3), memory=memory)
+        return State(z.unsqueeze(3), memory=self.heads.doubt(seen[:, -1], z, told))
 
     def _leap(self, seen: Tensor, known: Tensor, told: Tensor, chunks: Tensor) -> Tensor:
         """Rounds of up to K predictions, each from the last frame of the round before, to (B, S, H, D)."""
@@ -223,14 +215,9 @@ class LeWM(WorldModel):
             z = torch.cat([z, ahead], dim=1)
         return z[:, before:].view(batch, count, steps, -1)
 
-    def reward(self, state: State) -> Tensor | None:
-        return None if self.heads.reward is None else self.heads.reward(state.latents.squeeze(-2))
-
-    def value(self, state: State) -> Tensor | None:
-        return None if self.heads.value is None else self.heads.value(state.latents.squeeze(-2))
-
-    def uncertainty(self, state: State) -> Tensor | None:
-        return state.memory.get("uncertainty")
+    def summary(self, state: State) -> Tensor:
+        """The latents, one for each frame."""
+        return state.latents.squeeze(-2)
 
     def encode(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.encoder(x)

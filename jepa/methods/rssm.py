@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa.data import Batch
 from jepa.errors import ConfigError
@@ -33,11 +32,12 @@ from jepa.losses import curvature, normalise_targets
 from jepa.masks import Masks
 from jepa.methods.base import Output, Schedule
 from jepa.methods.frozen import FrozenConfig, FrozenEncoder
-from jepa.methods.world import History, Space, State, WorldModel
+from jepa.methods.world import HeadedWorldModel, History, Space, State
 from jepa.nn import noise
 from jepa.nn.belief import Belief, BeliefConfig, Distribution
 from jepa.nn.heads import Heads, HeadsConfig
 from jepa.nn.ranks import full_precision
+from jepa.nn.tokens import coarse
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,11 @@ class Beliefs:
         return torch.cat([self.h, self.z.to(self.h.dtype)], dim=-1)
 
 
-class RSSM(WorldModel):
+class RSSM(HeadedWorldModel):
     """Frozen encoder, embedding, belief, decoder of latents."""
 
     Config = RSSMConfig
     config: RSSMConfig
-    gated = True
 
     def __init__(self, config: RSSMConfig, size: tuple[int, ...]) -> None:
         super().__init__(config, size)
@@ -118,9 +117,6 @@ class RSSM(WorldModel):
         self.check_length(config, size)
         super().enter(config, size)
 
-    def needs(self) -> dict[str, tuple[int, ...]]:
-        return super().needs() | self.heads.needs(self.size[0])
-
     # --- training -------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
@@ -151,8 +147,7 @@ class RSSM(WorldModel):
         """
         frames = history.frames
         tokens = self.encoder.frames(frames.flatten(0, 1))  # (M, N, D)
-        tokens = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *self.encoder.grid)
-        pooled = F.adaptive_avg_pool2d(tokens, self.pooled).flatten(2).transpose(1, 2)
+        pooled = coarse(tokens, self.encoder.grid, self.pooled)
         x = normalise_targets(pooled.float()).reshape(*frames.shape[:2], -1)
         if self.space.proprio:
             if history.proprio is None:
@@ -213,9 +208,6 @@ class RSSM(WorldModel):
         both = there[:, 1:] & there[:, :-1]
         return ((x[:, 1:] - x[:, :-1]).square().mean(-1) * both).sum() / both.sum().clamp(min=1)
 
-    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
-        self.heads.after_step(keep)
-
     # --- use ------------------------------------------------------------------------------------------------------
 
     def observe(self, history: History) -> State:
@@ -262,15 +254,9 @@ class RSSM(WorldModel):
         shape = (*latents.shape[:-1], self.pooled[0] * self.pooled[1], self.encoder.width)
         return State(latents.reshape(shape), proprio if self.space.proprio else None, memory)
 
-    def reward(self, state: State) -> Tensor | None:
-        return None if self.heads.reward is None else self.heads.reward(state.memory["belief"])
-
-    def value(self, state: State) -> Tensor | None:
-        return None if self.heads.value is None else self.heads.value(state.memory["belief"])
-
-    def uncertainty(self, state: State) -> Tensor | None:
-        """The ensemble's disagreement, or without one how open the prior leaves z (`Distribution.spread`)."""
-        return state.memory.get("uncertainty")
+    def summary(self, state: State) -> Tensor:
+        """The belief. `uncertainty` is the ensemble's, or without one how open the prior leaves z (`spread`)."""
+        return state.memory["belief"]
 
     def encode(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.encoder(x)

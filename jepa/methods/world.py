@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from jepa.data import Batch
 from jepa.errors import ConfigError
 from jepa.methods.base import Method
+from jepa.nn.heads import Heads
 
 
 @dataclass(frozen=True)
@@ -150,4 +151,30 @@ class WorldModel(Method):
         return None
 
 
-__all__ = ["History", "Scale", "Space", "State", "WorldModel"]
+class HeadedWorldModel(WorldModel):
+    """A world model with heads (`jepa.nn.heads`), which read one vector of every state."""
+
+    gated = True
+    heads: Heads
+
+    def summary(self, state: State) -> Tensor:
+        """What the heads read, (..., F): of what was seen (B, T, F), or of what is imagined (B, S, H, F)."""
+        raise NotImplementedError
+
+    def needs(self) -> dict[str, tuple[int, ...]]:
+        return super().needs() | self.heads.needs(self.size[0])
+
+    def after_step(self, values: dict[str, float], keep: Tensor | None = None) -> None:
+        self.heads.after_step(keep)
+
+    def reward(self, state: State) -> Tensor | None:
+        return None if self.heads.reward is None else self.heads.reward(self.summary(state))
+
+    def value(self, state: State) -> Tensor | None:
+        return None if self.heads.value is None else self.heads.value(self.summary(state))
+
+    def uncertainty(self, state: State) -> Tensor | None:
+        return state.memory.get("uncertainty")
+
+
+__all__ = ["HeadedWorldModel", "History", "Scale", "Space", "State", "WorldModel"]

@@ -1,4 +1,4 @@
-"""What a world model tells besides latents: reward and value of a state, and how sure it is of a step.
+"""What a world model tells besides latents: reward and value of a state, how sure it is of a step, a straighter space.
 
 Shapes: ... any leading axes, B batch, T frames, D latent width, A width of what tells an action, M members, K bins.
 """
@@ -139,6 +139,11 @@ class Heads(nn.Module):
         members = config.ensemble
         self.ensemble = Ensemble(members, latent, action, config.width) if members else None
 
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to learn."""
+        return self.config.reward or self.config.value or self.config.ensemble > 0
+
     def needs(self, frames: int) -> dict[str, tuple[int, ...]]:
         """Arrays of a window of so many frames that the losses read."""
         return {"reward": (frames - 1, 1)} if self.config.reward or self.config.value else {}
@@ -174,6 +179,17 @@ class Heads(nn.Module):
         total = sum(parts.values(), start=torch.zeros((), device=z.device))
         return self.config.weight * total, {name: part.detach() for name, part in parts.items()}
 
+    def doubt(self, seen: Tensor, imagined: Tensor, action: Tensor) -> dict[str, Tensor]:
+        """How unsure the ensemble is of imagined steps, `uncertainty` (B, S, H); empty without an ensemble.
+
+        Args:
+            seen: the newest seen (B, D). imagined: (B, S, H, D). action: what tells the actions (B, S, H, A).
+        """
+        if self.ensemble is None:
+            return {}
+        first = seen[:, None, None].expand(-1, imagined.shape[1], -1, -1)
+        return {"uncertainty": self.ensemble.disagreement(torch.cat([first, imagined[:, :, :-1]], dim=2), action)}
+
     @torch.no_grad()
     def after_step(self, keep: Tensor | None = None) -> None:
         """The slow copy of the value head follows; not at all where `keep` is 0."""
@@ -184,9 +200,34 @@ class Heads(nn.Module):
             to.lerp_(of, 0.01) if keep is None else to.add_((of - to) * (0.01 * (keep > 0)))
 
 
+class Straightener(nn.Module):
+    """A learned space for frozen latents, in which paths are straight (temporal straightening, arXiv 2603.12231).
+
+    Frozen latents cannot be bent, and predictions that are straighter than what they predict are wrong. So a small
+    network projects latents onto E numbers whose paths have little curvature, and a second one tells the latents back
+    from them, which keeps the projection from forgetting or collapsing. Nothing of it changes what is predicted.
+    """
+
+    def __init__(self, latent: int, hidden: int, width: int) -> None:
+        """`latent`: numbers F of a state; `width`: E."""
+        super().__init__()
+        self.enter = nn.Sequential(nn.Linear(latent, hidden), nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, width))
+        self.leave = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, latent))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., F) to (..., E)."""
+        out: Tensor = self.enter(x)
+        return out
+
+    def back(self, path: Tensor) -> Tensor:
+        """(..., E) to (..., F)."""
+        out: Tensor = self.leave(path)
+        return out
+
+
 def _numbers(x: Tensor, like: Tensor) -> Tensor:
     """(B, T - 1) or (B, T - 1, 1) to (B, T - 1)."""
     return x.reshape(x.shape[0], x.shape[1], -1).sum(-1).to(like.device)
 
 
-__all__ = ["Ensemble", "Heads", "HeadsConfig", "ScalarHead", "symexp", "symlog", "two_hot"]
+__all__ = ["Ensemble", "Heads", "HeadsConfig", "ScalarHead", "Straightener", "symexp", "symlog", "two_hot"]

@@ -137,6 +137,15 @@ def sincos_table_3d(width: int, grid: tuple[int, int, int], uniform: bool = True
     return torch.from_numpy(table).float()
 
 
+def coarse(tokens: Tensor, grid: tuple[int, int], onto: tuple[int, int]) -> Tensor:
+    """Tokens (..., N, D) of a grid, averaged onto fewer rows and columns, (..., n, D)."""
+    if grid == onto:
+        return tokens
+    places = tokens.flatten(0, -3).transpose(1, 2).unflatten(2, grid)  # type: ignore[no-untyped-call]
+    pooled = F.adaptive_avg_pool2d(places, onto).flatten(2).transpose(1, 2)
+    return pooled.reshape(*tokens.shape[:-2], *pooled.shape[1:])
+
+
 def gather_tokens(tokens: Tensor, indices: list[Tensor]) -> Tensor:
     """Kept tokens for each of M index sets (B, K): (B, N, D) to (M * B, K, D), index set by index set."""
     stacked = torch.stack(indices)  # (M, B, K): one gather instead of M

@@ -20,6 +20,7 @@ import torch
 
 from jepa.data import blank
 from jepa.data.envs import record
+from jepa.data.envs.guard import first_reset
 from jepa.data.envs.open import Env, load, open_env, picture
 from jepa.errors import ConfigError, DataError, JepaError
 
@@ -71,6 +72,7 @@ class EnvConfig:
     proprio: str | None = None  # where to read proprioception, for models that take it
     blank: float = 0.0  # share of frames that planners see black, by seed, episode and step; never the start
     alone: bool = False  # several in one process disturb each other's pictures: episodes are planned one at a time
+    deadline: float | None = 120.0  # seconds to open, reset and draw it, tried first in a process of its own; null: not
     nothing: Any = 0  # the action of doing nothing: one number for all, or a list
     expert: str | None = None  # scripted expert, package.module:name; see `make_expert`
 
@@ -109,10 +111,11 @@ class Arena:
         """Open it and reset it once.
 
         Raises:
-            ConfigError: it cannot be opened or fails at once; its actions are neither a box of numbers in a row nor
-                discrete.
+            ConfigError: it cannot be opened, hangs or fails at once; its actions are neither a box of numbers in a row
+                nor discrete.
         """
         self.config = config
+        first_reset(config.env, config.modules, config.kwargs, config.deadline)
         try:
             self.env: Env = open_env(config.env, config.modules, config.kwargs)
         except ConfigError as error:

@@ -14,6 +14,10 @@
 Its candidates are drawn around 0 with standard deviation 1: they are actions in the units of the model, and become
 those of the environment by the statistics that travel with the weights, here for the model and in `process` for World.
 
+A model of discrete actions takes candidates as its CategoricalCEMSolver and PGDSolver make them, one-hot: K choices
+for each of action_block steps, A = action_block * K. Infos may hold more frames than the one that World hands over,
+with the actions between them; the model looks at as many as it was trained for.
+
 Shapes: B environments, S candidates, T frames seen (1 in World), H horizon, A = action_block * a numbers of an action.
 """
 
@@ -80,19 +84,18 @@ class Costable(nn.Module):
         super().__init__()
         if data.clip is None:
             raise ConfigError("data.clip is null: world models are trained on clips of episodes")
-        width = action or model.space.action // int(data.clip.stride or 1)
+        width = action or model.space.discrete or model.space.action // int(data.clip.stride or 1)
         if width < 1 or model.space.action % width:
             raise ConfigError(f"action={width} numbers for a model of {model.space.action}: give a divisor of these")
-        if model.space.discrete:
-            raise ConfigError("the model takes discrete actions; stable-worldmodel's candidates are numbers around 0")
         self.model, self.eyes, self.objective = model.eval(), Eyes.of(data), Objective(objective)
         self.objective.expect(model)
         self.action_block = model.space.action // width
         scale = model.action_scale
-        self.process = {"action": ActionScaler(scale.mean[:width], scale.std[:width])}
+        # choices have no units: numbers of choices go to the environment as they are
+        self.process = {} if model.space.discrete else {"action": ActionScaler(scale.mean[:width], scale.std[:width])}
         self.transform: dict[str, Callable[[Tensor], Tensor]] = {"pixels": self._frame, "goal": self._frame}
         self.encoded = 0
-        self._last: tuple[list[Tensor], State, Target] | None = None
+        self._last: tuple[dict[str, Tensor], State, Target] | None = None
 
     @classmethod
     def of(cls, run: Path | str, objective: ObjectiveConfig | None = None, device: str = "cpu") -> Costable:
@@ -108,9 +111,11 @@ class Costable(nn.Module):
         """Costs (B, S), smaller is better; differentiable by the candidates, for solvers that follow gradients.
 
         Args:
-            info_dict: "pixels" and "goal", (B, S, 1, 3, H, W) normalised floats as `transform` makes them, or uint8
-                (B, S, 1, H, W, 3) as World gives them without; "proprio" (B, S, 1, P) for models that take it.
-            action_candidates: (B, S, horizon, A) in the units of the model.
+            info_dict: "pixels" and "goal", (B, S, T, 3, H, W) normalised floats as `transform` makes them, or uint8
+                (B, S, T, H, W, 3) as World gives them without, oldest first, with one frame of the goal; "proprio" (B,
+                S, T, P) for models that take it. Where T is above 1, "action" (B, S, T, A) in the units of the model
+                says what was done in each frame; that of the newest is not read.
+            action_candidates: (B, S, horizon, A) in the units of the model, or one-hot, from the newest frame on.
 
         Raises:
             ConfigError: frames, candidates or a horizon that do not fit the model.
@@ -153,42 +158,60 @@ class Costable(nn.Module):
 
     def _encoded(self, info: Info) -> tuple[State, Target]:
         """State and goal, encoded once for all candidates and all iterations of a solver."""
-        keys = ["pixels", "goal", *(["proprio"] if self.model.space.proprio else [])]
-        parts = [self._seen(info, key) for key in keys]
-        if self._last is not None and all(map(_equal, parts, self._last[0])):
+        pixels, goals = self._seen(info, "pixels"), self._seen(info, "goal")[:, -1:]
+        parts, count = {"pixels": pixels, "goal": goals}, pixels.shape[1]
+        if self.model.space.proprio:
+            parts["proprio"] = self._seen(info, "proprio", count)
+        if count > 1:
+            parts["action"] = self._done(info, count)
+        if self._last is not None and _same(parts, self._last[0]):
             return self._last[1:]
-        frames, goal = (self._frames(part, key) for part, key in zip(parts, keys[:2], strict=False))
-        proprio = parts[2].to(self._device).float().reshape(len(frames), 1, -1) if len(parts) > 2 else None
+        frames, goal = self._frames(pixels, "pixels"), self._frames(goals, "goal")[:, 0]
+        proprio = parts["proprio"].to(self._device).float().flatten(2) if "proprio" in parts else None
         none = frames.new_zeros(len(frames), 0, self.model.space.action)
-        state = self.model.observe(History(frames[:, None], none, proprio))
+        state = self.model.observe(History(frames, parts["action"] if count > 1 else none, proprio))
         wanted = info.get("goal_proprio")
         body = None if wanted is None else _tensor(wanted)[:, 0].to(self._device).float().reshape(len(frames), -1)
         target = self.objective.target(self.model, Goal(goal, body))
-        self._last = ([part.clone() for part in parts], state, target)
+        self._last = ({name: part.clone() for name, part in parts.items()}, state, target)
         self.encoded += 1
         return state, target
 
-    def _seen(self, info: Info, key: str) -> Tensor:
-        """(B, ...) of the first candidate and the newest frame: what World repeats for all of them."""
+    def _seen(self, info: Info, key: str, frames: int | None = None) -> Tensor:
+        """(B, T, ...) of the first candidate: what World repeats for all of them."""
         if key not in info:
             raise ConfigError(f"the model takes proprioception and info has no {key!r}")
         value = _tensor(info[key])
-        if value.ndim < 4 - (key == "proprio") or value.shape[2] != 1:
+        if value.ndim < 3 + (frames is None) or not 1 <= value.shape[2] == (frames or value.shape[2]):
             raise ConfigError(
-                f"info[{key!r}] has shape {tuple(value.shape)}; give (B, S, 1, ...), one frame as World does"
+                f"info[{key!r}] has shape {tuple(value.shape)}; give (B, S, T, ...) with T = {frames or 'one or more'} "
+                "frames"
             )
-        return value[:, 0, 0]
+        return value[:, 0]
+
+    def _done(self, info: Info, frames: int) -> Tensor:
+        """Actions between the frames (B, T - 1, A), as the data set has them."""
+        value = _tensor(info["action"]) if "action" in info else None
+        size = self.model.space.action
+        if value is None or value.ndim != 4 or value.shape[2] < frames - 1 or value.shape[3] != size:
+            raise ConfigError(
+                f"info['pixels'] holds {frames} frames, and info['action'] "
+                + ("is missing" if value is None else f"has shape {tuple(value.shape)}")
+                + f": give (B, S, {frames}, {size}), what was done in each frame, or the newest frame alone"
+            )
+        return self.model.action_scale.back(value[:, 0, : frames - 1].to(self._device).float())
 
     def _frames(self, seen: Tensor, key: str) -> Tensor:
-        """(B, 3, H, W) on the device."""
+        """(B, T, 3, H, W) on the device."""
         size = tuple(self.eyes.data.image_size)
         if seen.dtype == torch.uint8:
-            if seen.ndim != 4 or seen.shape[-1] != 3:
-                raise ConfigError(f"info[{key!r}]: uint8 frames of shape {tuple(seen.shape)}; give (B, S, 1, H, W, 3)")
-            return self.eyes(list(seen.cpu().numpy()), self._device)
-        if seen.ndim != 4 or tuple(seen.shape[1:]) != (3, *size):
+            if seen.ndim != 5 or seen.shape[-1] != 3:
+                raise ConfigError(f"info[{key!r}]: uint8 frames of shape {tuple(seen.shape)}; give (B, S, T, H, W, 3)")
+            frames = self.eyes(list(seen.flatten(0, 1).cpu().numpy()), self._device)
+            return frames.unflatten(0, tuple(seen.shape[:2]))  # type: ignore[no-any-return, no-untyped-call]
+        if seen.ndim != 5 or tuple(seen.shape[2:]) != (3, *size):
             raise ConfigError(
-                f"info[{key!r}] holds frames of shape {tuple(seen.shape[1:])}, the model takes {(3, *size)}: give "
+                f"info[{key!r}] holds frames of shape {tuple(seen.shape[2:])}, the model takes {(3, *size)}: give "
                 "WorldModelPolicy transform=model.transform, which makes them of World's frames"
             )
         return seen.to(self._device).float()
@@ -196,6 +219,10 @@ class Costable(nn.Module):
 
 def _tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+
+
+def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(_equal(some[name], others[name]) for name in some)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jepa import config
+from jepa.data import Batch
 from jepa.methods import base
 from jepa.methods.frozen import FrozenWorldModel
 from jepa.methods.world import History
@@ -64,3 +65,14 @@ def example(model: FrozenWorldModel, batch: int = 2, frames: int = FRAMES, seed:
 
     proprio = draw(batch, frames, model.space.proprio) if model.space.proprio else None
     return History(draw(batch, frames, 3, SIDE, SIDE), draw(batch, frames - 1, model.space.action), proprio)
+
+
+def step_on_meta(name: str, **more: Any) -> None:
+    """One step of it forward and back, without memory, as operations are counted."""
+    with torch.device("meta"):
+        model = base.create(values(name, **more), (FRAMES, SIDE, SIDE)).to("meta").train()
+    assert isinstance(model, FrozenWorldModel)
+    steps = {n: torch.empty(2, *shape, device="meta") for n, shape in model.needs().items()}
+    none = torch.empty(2, dtype=torch.int64)
+    x = torch.empty(2, 3, FRAMES, SIDE, SIDE, device="meta")
+    model(x, None, {}, batch=Batch(x, none, none, none, steps=steps)).loss.backward()

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from jepa import config
+from jepa.config import ClipConfig
 from jepa.errors import ConfigError
 from jepa.plan.objective import ObjectiveConfig
 from jepa.plan.swm import Costable
@@ -159,5 +161,58 @@ def test_what_does_not_fit_is_refused(model: Costable) -> None:
         model.get_cost(info(model), torch.zeros(2, 3, 7, 10))
     with pytest.raises(ConfigError, match=r"\(3, 32, 32\), the model takes \(3, 64, 64\).*transform=model.transform"):
         model.get_cost({k: torch.zeros(2, 3, 1, 3, 32, 32) for k in ("pixels", "goal")}, z)
-    with pytest.raises(ConfigError, match="one frame as World does"):
-        model.get_cost({k: v.repeat(1, 1, 2, 1, 1, 1) for k, v in info(model).items()}, z)
+    two = {k: v.repeat(1, 1, 2, 1, 1, 1) for k, v in info(model).items()}
+    with pytest.raises(ConfigError, match=r"2 frames, and info\['action'\] is missing: give \(B, S, 2, 10\)"):
+        model.get_cost(two, z)
+    with pytest.raises(ConfigError, match=r"has shape \(2, 3, 2, 2\)"):
+        model.get_cost(two | {"action": torch.zeros(2, 3, 2, 2)}, z)
+
+
+def test_several_frames_reach_the_model_with_the_actions_between_them() -> None:
+    """A model with a memory: costs are those of the history that it looks at, in the units of the data set."""
+    from jepa.config import DataConfig
+    from jepa.methods.world import History
+    from tests.methods.squares import LEWM, make
+
+    tiny = make(LEWM | {"space": {"action": 4}}).eval()
+    tiny.action_scale.fit(torch.tensor([0.3, -0.2, 0.3, -0.2]), torch.tensor([0.5, 2.0, 0.5, 2.0]))
+    data = DataConfig(image_size=(16, 16), clip=config.build(ClipConfig, {"frames": 4, "stride": 2}))
+    client = Costable(tiny, data)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    pixels, goal, done, z = draw(2, 3, 3, 16, 16), draw(2, 1, 3, 16, 16), draw(2, 3, 4), draw(2, 5, 4, 4)
+    given = {"pixels": pixels, "goal": goal, "action": done}
+    given = {name: value.unsqueeze(1).expand(-1, 5, *value.shape[1:]) for name, value in given.items()}
+    scale = tiny.action_scale
+    with torch.no_grad():
+        state = tiny.observe(History(pixels, scale.back(done[:, :2])))
+        future = tiny.imagine(state, scale.back(z)).latents[:, :, -1]
+        there = tiny.observe(History(goal, torch.zeros(2, 0, 4))).latents
+    wanted = (future - there[:, -1][:, None]).square().mean((-2, -1))
+    with torch.no_grad():
+        torch.testing.assert_close(client.get_cost(given, z), wanted)
+        assert not torch.allclose(client.get_cost(given | {"action": given["action"] + 1}, z), wanted)
+        assert client.encoded == 2
+        newest = client.get_cost({"pixels": given["pixels"][:, :, -1:], "goal": given["goal"]}, z)
+    assert not torch.allclose(newest, wanted)
+
+
+def test_its_solver_for_choices_plans_with_a_discrete_model(tmp_path: Path) -> None:
+    """Choice 1 moves right, 2 left, 0 not at all; the goal lies to the right."""
+    import gymnasium
+
+    space = ["method.space.action=6", "method.space.discrete=3", "method.walls=false"]
+    client = Costable.of(run_folder(tmp_path / "run", *space, stride=2))
+    assert client.action_block == 2 and "action" not in client.process
+    frames = np.zeros((2, 1, SIZE, SIZE, 3), dtype=np.uint8)
+    frames[0, 0, 30:34, 20:24, 0] = frames[1, 0, 30:34, 40:44, 0] = 255
+    pixels = torch.from_numpy(frames)
+    given = {"pixels": pixels, "goal": pixels.flip(0)}
+    solver = swm.solver.CategoricalCEMSolver(client, batch_size=2, num_samples=200, n_steps=8, topk=20)
+    plan = swm.PlanConfig(horizon=3, receding_horizon=3, action_block=client.action_block)
+    solver.configure(action_space=gymnasium.spaces.Discrete(3), n_envs=2, config=plan)
+    found = solver.solve(given)["actions"]
+    assert found.shape == (2, 3, 2) and bool((found[0] == 1).all()) and bool((found[1] == 2).all()), found

@@ -19,6 +19,7 @@ import torch
 
 from jepa import keyed
 from jepa.data.envs import atari, policy
+from jepa.data.envs.guard import first_reset
 from jepa.data.envs.open import Env, load, open_env, picture
 from jepa.data.recipe import check_name
 from jepa.data.sources.base import Sample, Source, hashed
@@ -49,6 +50,7 @@ class Config:
     fps: float = 15.0  # written into the file
     size: tuple[int, int] | None = None  # height and width; null: as drawn
     grey: bool = False  # grey pictures
+    deadline: float | None = 300.0  # seconds for an episode, then it is stopped and left out; null: nothing is stopped
     seed: int = 0  # of all episodes
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class Config:
             )
         if not 0 <= self.start[0] <= self.start[1]:
             raise ConfigError(f"start: need 0 <= fewest <= most, got {list(self.start)}")
+        if self.deadline is not None and self.deadline <= 0:
+            raise ConfigError(f"deadline: got {self.deadline:g}, allowed: seconds above 0, or null")
         if self.size is not None and min(self.size) < 2:
             raise ConfigError(f"size: both sides must be at least 2 pixels, got {list(self.size)}")
         if self.policy not in ("random", "repeat") and ":" not in self.policy:
@@ -87,6 +91,7 @@ def open_source(config: Config) -> Source:
         targets=list(targets),
         notes=[f"the state of a video is that of its {config.state_at} frame"] if targets else [],
         at_once=1,
+        deadline=config.deadline,
     )
 
 
@@ -132,6 +137,7 @@ class Maker:
             ConfigError: anything does not work.
         """
         c = self.config
+        first_reset(c.env, c.modules, c.kwargs, c.deadline)
         env = open_env(c.env, c.modules, c.kwargs)
         try:
             observation, _ = env.reset(seed=0)

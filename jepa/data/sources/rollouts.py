@@ -22,6 +22,7 @@ import torch
 
 from jepa.data.arrays import ArrayConfig, check_names, describe
 from jepa.data.envs import policy, record
+from jepa.data.envs.guard import first_reset
 from jepa.data.envs.open import Env, open_env, picture
 from jepa.data.sources.base import Sample, Source, hashed
 from jepa.errors import ConfigError, DataError, JepaError
@@ -78,8 +79,8 @@ def open_source(config: Config) -> Source:
     """The source; tasks are (split, episode). The environment is opened and takes a step, to see that it works.
 
     Raises:
-        ConfigError: no such environment, it draws no pictures, it fails at once, its actions cannot be recorded, or
-            policy or arrays do not fit.
+        ConfigError: no such environment, it draws no pictures, it hangs or fails at once, its actions cannot be
+            recorded, or policy or arrays do not fit.
     """
     if not config.env:
         raise ConfigError("source.env is empty: say which environment, e.g. source.env=CartPole-v1")
@@ -97,6 +98,7 @@ def open_source(config: Config) -> Source:
 
 def _look(config: Config) -> tuple[dict[str, ArrayConfig], list[str]]:
     """What is recorded, from a reset and a step, and what is worth a note."""
+    first_reset(config.env, config.modules, config.kwargs, config.deadline)
     env = open_env(config.env, config.modules, config.kwargs)
     try:
         actions = record.Actions(env)

@@ -18,6 +18,7 @@ CARTPOLE = """
 name: cartpole
 source:
   kind: gymnasium
+  deadline: null
   env: CartPole-v1
   policy: tests.data.envs.worlds:balance
   state: tests.data.envs.worlds:cart
@@ -152,7 +153,7 @@ def test_repeated_actions_last_longer(tmp_path: Path) -> None:
 LIGHT = """
 name: light
 source:
-  {kind: gymnasium, env: tests/Light-v0, modules: [tests.data.envs.worlds], frames: 4, videos: 2,
+  {kind: gymnasium, deadline: null, env: tests/Light-v0, modules: [tests.data.envs.worlds], frames: 4, videos: 2,
    episodes: {train: 12, val: 2, test: 2}, kwargs: {}}
 """
 
@@ -210,3 +211,12 @@ def test_what_cannot_be_rolled_out_is_told_before_anything_is_written(
     with pytest.raises(ConfigError, match=words):
         made(tmp_path / "out", *changes, recipe=LIGHT)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_episode_that_hangs_is_stopped(tmp_path: Path) -> None:
+    """As in `rollouts`: the environment works at first, then one of its episodes never ends."""
+    few = ["source.episodes={train: 8}", "source.kwargs={fault: sleeps}", "source.frames=8", "source.deadline=2"]
+    hung = made(tmp_path / "out", *few, recipe=LIGHT)
+    assert 0 < hung.bad_count < 8 and "longer than source.deadline=2 s and was stopped" in hung.bad[0]["reason"]
+    with pytest.raises(ConfigError, match="deadline: got 0"):
+        made(tmp_path / "other", "source.deadline=0", recipe=LIGHT)

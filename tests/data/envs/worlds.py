@@ -53,6 +53,8 @@ class Light(gymnasium.Env[Any, Any]):
         self.level = int(self.np_random.integers(256))
         if self.fault == "raises" and self.step_number == 5:
             raise RuntimeError("the bulb broke")
+        while self.fault == "sleeps" and self.step_number == 5 and self.level < 64:
+            pass
         if self.fault == "unlucky" and self.step_number == 5 and self.level < 128:
             raise RuntimeError("the bulb broke")
         return 0, 0.0, self.fault == "short" and self.step_number == 5, False, {}
@@ -63,12 +65,22 @@ class Light(gymnasium.Env[Any, Any]):
         return np.full((16, 20, 3), 0 if self.fault == "frozen" else self.level, dtype=np.uint8)
 
 
+class Stuck(Light):
+    """Never comes back from its first reset, or takes its process with it."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        while self.fault != "crashes":
+            pass
+        os.abort()
+
+
 class Dark(Light):
     metadata = {"render_modes": ["human"]}  # noqa: RUF012
 
 
 gymnasium.register("tests/Light-v0", Light)
 gymnasium.register("tests/Dark-v0", Dark)
+gymnasium.register("tests/Stuck-v0", Stuck)
 
 
 class Walk(gymnasium.Env[Any, Any]):
