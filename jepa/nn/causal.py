@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.errors import ConfigError
+from jepa.nn.few_tokens import FewTokens, Window
 
 Past = tuple[Tensor, Tensor]  # keys and values (R, h, p, d) of one block
 
@@ -102,6 +103,25 @@ class AdaLNBlock(nn.Module):
         out = self.fc2(F.dropout(hidden, self.dropout, self.training))
         return x + mlp_gate * F.dropout(out, self.dropout, self.training), past
 
+    def on(
+        self, x: Tensor, told: Tensor, attend: FewTokens, before: Window | None, last: bool
+    ) -> tuple[Tensor, Window]:
+        """`forward` as roll-outs need it: tokens (n, B, S, W) in front of the batch, without dropout.
+
+        Args:
+            told: (n, B, S, 6 W), with 1 added to both scales.
+            attend: attention with this block's weights; before, last: as it takes them.
+        """
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = told.chunk(6, dim=-1)
+        normed = F.layer_norm(x, (self.width,), eps=1e-6)
+        mixed, window = attend(self.attn.norm(torch.addcmul(shift, normed, scale)), before, last)
+        if last:
+            x, gate, mlp_shift, mlp_scale, mlp_gate = (t[-1:] for t in (x, gate, mlp_shift, mlp_scale, mlp_gate))
+        x = torch.addcmul(x, gate, mixed)
+        normed = F.layer_norm(x, (self.width,), eps=1e-6)
+        out = self.fc2(F.gelu(self.fc1(self.mlp_norm(torch.addcmul(mlp_shift, normed, mlp_scale)))))
+        return torch.addcmul(x, mlp_gate, out), window
+
     def _norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return F.layer_norm(x, (self.width,), eps=1e-6) * (1 + scale) + shift
 
@@ -141,15 +161,15 @@ class CausalPredictor(nn.Module):
     def told(self, actions: Tensor) -> list[Tensor]:
         """What each block is told of embedded actions (..., D): (..., 6 W). It does not depend on where they stand."""
         condition = F.silu(self.action_in(actions))
-        blocks = [block for block in self.blocks if isinstance(block, AdaLNBlock)]
-        return [block.modulation(condition) for block in blocks]
+        return [block.modulation(condition) for block in self._blocks()]
 
     def roll(self, z: Tensor, known: Tensor, plans: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """Imagine: each prediction, after `finish` (.., D), is the next frame's latent.
 
         As running `forward` on the newest `window` frames in every step, but: what frames seen and actions known make
         of keys and values is shared by all plans; while the window fills up they are kept from step to step; what
-        actions tell is worked out once; and of the last block only the token that predicts is.
+        actions tell is worked out once; of the last block only the token that predicts is; and attention is that of
+        `jepa.nn.few_tokens`. Without dropout, also in training.
 
         Args:
             z: latents seen (B, T, D).
@@ -159,26 +179,58 @@ class CausalPredictor(nn.Module):
         Returns:
             (B, S, H, D).
         """
-        batch, count, steps, _ = plans.shape
-        told_known, told_plans = self.told(known), self.told(plans.flatten(0, 1))
+        count, steps = plans.shape[1:3]
+        fast = [FewTokens(block.attn.qkv, block.attn.proj, block.attn.heads) for block in self._blocks()]
+        told_known = self._modulations(known.transpose(0, 1).unsqueeze(2))  # (T - 1, B, 1, 6 W) each
+        told_plans = self._modulations(plans.permute(2, 0, 1, 3).contiguous())  # (H, B, S, 6 W) each
         seen = z.shape[1] - 1  # tokens whose action is known
-        frames = z[:, -1].repeat_interleave(count, dim=0).unsqueeze(1)  # (R, 1 + imagined, D)
-        past: list[Past] | None = None
+        frames = [z[:, -1:].expand(-1, count, -1)]  # (B, S, D) each, 1 + imagined
+        kept: list[Window] | None = None
         start = -1
         for step in range(steps):
             first = max(0, seen + step + 1 - self.window)  # frame at place 0
             begin = max(0, first - seen)  # first of the plans' tokens in the window
             if first != start:
-                shared = self._shared(z[:, first:seen], [t[:, first:] for t in told_known])
-                past = None if shared is None else [_repeat(pair, count) for pair in shared]
-                start = first
+                start, kept = first, None
+                if first < seen:
+                    shared = self._entering(list(z[:, first:seen].unsqueeze(2).unbind(1)), 0)
+                    _, kept = self._on(shared, [t[first:] for t in told_known], fast, None)
             else:
-                begin = step  # those before are in `past`
-            tokens, place = frames[:, begin:], seen + begin - first
-            x = self.latent_in(tokens + self.positions[:, place : place + tokens.shape[1]])
-            x, past = self._through(x, [t[:, begin : step + 1] for t in told_plans], past)
-            frames = torch.cat([frames, finish(self._out(x))], dim=1)
-        return frames[:, 1:].view(batch, count, steps, -1)
+                begin = step  # those before are in `kept`
+            x = self._entering(frames[begin:], seen + begin - first)
+            x, kept = self._on(x, [t[begin : step + 1] for t in told_plans], fast, kept)
+            frames.append(finish(self._out(x[0])))
+        return torch.stack(frames[1:], dim=2)
+
+    def _entering(self, frames: list[Tensor], place: int) -> Tensor:
+        """Tokens (n, B, S, W) of frames (B, S, D) that stand one after the other from this place on."""
+        places = self.positions[0, place : place + len(frames), None, None]
+        out: Tensor = self.latent_in(torch.stack(frames) + places)
+        return out
+
+    def _modulations(self, actions: Tensor) -> list[Tensor]:
+        """`told`, with 1 added to both scales: x * (1 + scale) + shift is then one operation."""
+        found = self.told(actions)
+        width = self.config.width
+        for told in found:
+            told[..., width : 2 * width].add_(1)
+            told[..., 4 * width : 5 * width].add_(1)
+        return found
+
+    def _on(
+        self, x: Tensor, told: list[Tensor], fast: list[FewTokens], before: list[Window] | None
+    ) -> tuple[Tensor, list[Window]]:
+        """New tokens (n, B, S, W) through all blocks: the last one's output (1, B, S, W), and their windows."""
+        kept: list[Window] = []
+        for number, (block, attend) in enumerate(zip(self._blocks(), fast, strict=True)):
+            x, window = block.on(
+                x, told[number], attend, None if before is None else before[number], number == len(fast) - 1
+            )
+            kept.append(window)
+        return x, kept
+
+    def _blocks(self) -> list[AdaLNBlock]:
+        return [block for block in self.blocks if isinstance(block, AdaLNBlock)]
 
     def jump(self, z: Tensor, known: Tensor, chunks: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """One prediction for each number of actions: what follows the last frame after 1, 2, .. K of them, at once.
@@ -262,10 +314,6 @@ class ChunkEncoder(nn.Module):
 def causal(new: int, total: int, device: torch.device) -> Tensor:
     """Who looks at whom, (new, total): all before the new tokens, and of those each up to itself."""
     return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
-
-
-def _repeat(pair: Past, count: int) -> Past:
-    return pair[0].repeat_interleave(count, dim=0), pair[1].repeat_interleave(count, dim=0)
 
 
 __all__ = ["ActionEncoder", "AdaLNBlock", "CausalConfig", "CausalPredictor", "ChunkEncoder", "causal"]
