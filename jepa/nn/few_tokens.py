@@ -36,12 +36,13 @@ class FewTokens:
 
     def __init__(self, qkv: nn.Linear, proj: nn.Linear, heads: int) -> None:
         """`qkv` (W to 3 I, no bias), `proj` (I to W): taken as they are now, so make this anew when they change."""
-        assert qkv.bias is None, "queries, keys and values with a bias"
+        assert "bias" not in dict(qkv.named_parameters()), "queries, keys and values with a bias"
         inner = qkv.weight.shape[0] // 3
-        self.heads, self.scale = heads, (inner // heads) ** -0.5
+        self.heads: int = heads
+        self.scale: float = float(inner // heads) ** -0.5
         self.query, self.key_value = qkv.weight[:inner], qkv.weight[inner:]
-        self.proj = proj
-        self.first = proj.weight @ qkv.weight[2 * inner :]  # P V
+        self.proj: nn.Linear = proj
+        self.first: Tensor = proj.weight @ qkv.weight[2 * inner :]  # P V
 
     def __call__(self, x: Tensor, before: Window | None, last: bool = False) -> tuple[Tensor, Window]:
         """Normed tokens (n, B, S, W) to what attention adds to them, and the window with them.
@@ -59,14 +60,18 @@ class FewTokens:
         else:
             window, rest, out = before, x, []
         earlier = len(window.keys)
-        keys, values = F.linear(rest - window.first, self.key_value).unflatten(-1, (2 * self.heads, -1)).chunk(2, -2)
+        keys, values = self._by_head(F.linear(rest - window.first, self.key_value), 2)
         window = Window(window.first, window.base, (*window.keys, *keys), (*window.values, *values))
-        queries = F.linear(rest[-1:] if last else rest, self.query).unflatten(-1, (self.heads, -1))
+        (queries,) = self._by_head(F.linear(rest[-1:] if last else rest, self.query), 1)
         for number, query in enumerate(queries, len(rest) - len(queries)):
             seen = earlier + number + 1
             mixed = self._mix(query, window.keys[:seen], window.values[:seen])
             out.append(F.linear(mixed, self.proj.weight) + window.base)
         return torch.stack(out), window
+
+    def _by_head(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(n, B, S, parts * I) to so many of (n, B, S, h, d)."""
+        return x.view(*x.shape[:-1], parts, self.heads, -1).unbind(-3)
 
     def _mix(self, query: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
         """sum_j>0 a_j v_j (B, S, I) of one query (B, S, h, d)."""
