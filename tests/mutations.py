@@ -1125,10 +1125,17 @@ END_TO_END = (
     ),
     one(
         "lewm: new tokens look at later ones",
-        "nn/causal.py",
-        ".tril(total - new)",
-        ".tril(total - new + 1)",
+        "nn/few_tokens.py",
+        "seen = earlier + number + 1",
+        "seen = earlier + number + 2",
         LEWM + "test_imagining_is_the_sliding_roll_out",
+    ),
+    one(
+        "few tokens: the window's first token is not looked at",
+        "nn/few_tokens.py",
+        "torch.zeros_like(scores[0])",
+        "torch.full_like(scores[0], -1e9)",
+        "nn/test_few_tokens.py::test_a_whole_window",
     ),
     one(
         "lewm: a chunk tells one action too many",

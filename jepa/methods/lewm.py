@@ -150,7 +150,7 @@ class LeWM(HeadedWorldModel):
         target = z[rows, (runs + length).clamp(max=z.shape[1] - 1)]
         frames, count = z[:, runs].flatten(0, 1), runs.shape[1]
         places = torch.arange(count, device=z.device)
-        single = causal(count, count, z.device)
+        single = causal(count, z.device)
         mask = (
             torch.cat([single, torch.zeros_like(single)], 1),
             torch.cat([single.tril(-1), torch.eye(count, device=z.device) > 0], 1),

@@ -3,7 +3,7 @@
 The predictor of LeWorldModel (Maes et al., arXiv 2603.19312); layers are laid out as in stable-worldmodel's, so that
 its weights map onto these one by one (`jepa.export.lewm`).
 
-Shapes: B batch, S plans, R = B * S rows, T frames seen, H steps to imagine, n new and p past tokens, D latent width,
+Shapes: B batch, S plans, R = B * S rows, T frames seen, H steps to imagine, n tokens, D latent width,
 W width of the transformer, h heads, d width of a head.
 """
 
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.errors import ConfigError
-
-Past = tuple[Tensor, Tensor]  # keys and values (R, h, p, d) of one block
+from jepa.nn.few_tokens import FewTokens, Window
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class CausalConfig:
 
 
 class CausalAttention(nn.Module):
-    """Pre-normed self-attention of new tokens to themselves and to past ones."""
+    """Pre-normed self-attention."""
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__()
@@ -51,27 +50,17 @@ class CausalAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * inner, bias=False)
         self.proj = nn.Linear(inner, config.width)
 
-    def forward(
-        self, x: Tensor, past: Past | None = None, mask: Tensor | None = None, last: bool = False
-    ) -> tuple[Tensor, Past]:
-        """(R, n, W) to (R, n, W), or (R, 1, W) of the last token only; and keys and values with the new ones.
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(R, n, W) to (R, n, W).
 
         Args:
-            mask: (n, p + n) true where a token may look; None: at all past ones and the new ones up to itself.
+            mask: (n, n) true where a token may look; None: at those before it and at itself.
         """
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (R, h, n, d) each
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        if last:
-            q, mask = q[:, :, -1:], None
-        elif mask is None and past is not None and q.shape[2] > 1:
-            mask = causal(q.shape[2], k.shape[2], q.device)
         dropout = self.dropout if self.training else 0.0
-        # exported for any number of frames: a single one attends to itself either way
-        whole = mask is None and not last and (torch.compiler.is_exporting() or q.shape[2] > 1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=whole)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
         mixed = self.proj(mixed.transpose(1, 2).flatten(2))
-        return F.dropout(mixed, self.dropout, self.training), (k, v)
+        return F.dropout(mixed, self.dropout, self.training)
 
 
 class AdaLNBlock(nn.Module):
@@ -92,18 +81,32 @@ class AdaLNBlock(nn.Module):
         self.modulation = nn.Linear(config.width, 6 * config.width)
         self.activation_checkpointing = False
 
-    def forward(
-        self, x: Tensor, told: Tensor, past: Past | None = None, mask: Tensor | None = None, last: bool = False
-    ) -> tuple[Tensor, Past]:
-        """(R, n, W) and `told` = `modulation(silu(c))` (R, n, 6 W); the rest as for `CausalAttention`."""
+    def forward(self, x: Tensor, told: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(R, n, W) and `told` = `modulation(silu(c))` (R, n, 6 W); the mask as for `CausalAttention`."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = told.chunk(6, dim=-1)
-        mixed, past = self.attn(self._norm(x, shift, scale), past, mask, last)
-        if last:
-            x, gate, mlp_shift, mlp_scale, mlp_gate = (t[:, -1:] for t in (x, gate, mlp_shift, mlp_scale, mlp_gate))
-        x = x + gate * mixed
+        x = x + gate * self.attn(self._norm(x, shift, scale), mask)
         hidden = F.gelu(self.fc1(self.mlp_norm(self._norm(x, mlp_shift, mlp_scale))))
         out = self.fc2(F.dropout(hidden, self.dropout, self.training))
-        return x + mlp_gate * F.dropout(out, self.dropout, self.training), past
+        return x + mlp_gate * F.dropout(out, self.dropout, self.training)
+
+    def on(
+        self, x: Tensor, told: Tensor, attend: FewTokens, before: Window | None, last: bool
+    ) -> tuple[Tensor, Window]:
+        """`forward` as roll-outs need it: tokens (n, B, S, W) in front of the batch, without dropout.
+
+        Args:
+            told: (n, B, S, 6 W), with 1 added to both scales.
+            attend: attention with this block's weights; before, last: as it takes them.
+        """
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = told.chunk(6, dim=-1)
+        normed = F.layer_norm(x, (self.width,), eps=1e-6)
+        mixed, window = attend(self.attn.norm(torch.addcmul(shift, normed, scale)), before, last)
+        if last:
+            x, gate, mlp_shift, mlp_scale, mlp_gate = (t[-1:] for t in (x, gate, mlp_shift, mlp_scale, mlp_gate))
+        x = torch.addcmul(x, gate, mixed)
+        normed = F.layer_norm(x, (self.width,), eps=1e-6)
+        out = self.fc2(F.gelu(self.fc1(self.mlp_norm(torch.addcmul(mlp_shift, normed, mlp_scale)))))
+        return torch.addcmul(x, mlp_gate, out), window
 
     def _norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return F.layer_norm(x, (self.width,), eps=1e-6) * (1 + scale) + shift
@@ -138,21 +141,21 @@ class CausalPredictor(nn.Module):
         places = self.positions[:, : z.shape[1]] if at is None else self.positions[:, at]
         x = self.latent_in(F.dropout(z + places, self.config.dropout, self.training))
         for block, told in zip(self.blocks, self.told(actions), strict=True):
-            x, _ = block(x, told, None, mask)
+            x = block(x, told, mask)
         return self._out(x)
 
     def told(self, actions: Tensor) -> list[Tensor]:
         """What each block is told of embedded actions (..., D): (..., 6 W). It does not depend on where they stand."""
         condition = F.silu(self.action_in(actions))
-        blocks = [block for block in self.blocks if isinstance(block, AdaLNBlock)]
-        return [block.modulation(condition) for block in blocks]
+        return [block.modulation(condition) for block in self._blocks()]
 
     def roll(self, z: Tensor, known: Tensor, plans: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """Imagine: each prediction, after `finish` (.., D), is the next frame's latent.
 
         As running `forward` on the newest `window` frames in every step, but: what frames seen and actions known make
         of keys and values is shared by all plans; while the window fills up they are kept from step to step; what
-        actions tell is worked out once; and of the last block only the token that predicts is.
+        actions tell is worked out once; of the last block only the token that predicts is; and attention is that of
+        `jepa.nn.few_tokens`. Without dropout, also in training.
 
         Args:
             z: latents seen (B, T, D).
@@ -162,26 +165,25 @@ class CausalPredictor(nn.Module):
         Returns:
             (B, S, H, D).
         """
-        batch, count, steps, _ = plans.shape
-        told_known, told_plans = self.told(known), self.told(plans.flatten(0, 1))
+        count, steps = plans.shape[1:3]
+        fast = self._few()
+        told_known = self._modulations(known.transpose(0, 1).unsqueeze(2))  # (T - 1, B, 1, 6 W) each
+        told_plans = self._modulations(plans.permute(2, 0, 1, 3).contiguous())  # (H, B, S, 6 W) each
         seen = z.shape[1] - 1  # tokens whose action is known
-        frames = z[:, -1].repeat_interleave(count, dim=0).unsqueeze(1)  # (R, 1 + imagined, D)
-        past: list[Past] | None = None
+        frames = [z[:, -1:].expand(-1, count, -1)]  # (B, S, D) each, 1 + imagined
+        kept: list[Window] | None = None
         start = -1
         for step in range(steps):
             first = max(0, seen + step + 1 - self.window)  # frame at place 0
             begin = max(0, first - seen)  # first of the plans' tokens in the window
             if first != start:
-                shared = self._shared(z[:, first:seen], [t[:, first:] for t in told_known])
-                past = None if shared is None else [_repeat(pair, count) for pair in shared]
-                start = first
+                start, kept = first, self._shared(z[:, first:seen], [t[first:] for t in told_known], fast)
             else:
-                begin = step  # those before are in `past`
-            tokens, place = frames[:, begin:], seen + begin - first
-            x = self.latent_in(tokens + self.positions[:, place : place + tokens.shape[1]])
-            x, past = self._through(x, [t[:, begin : step + 1] for t in told_plans], past)
-            frames = torch.cat([frames, finish(self._out(x))], dim=1)
-        return frames[:, 1:].view(batch, count, steps, -1)
+                begin = step  # those before are in `kept`
+            x = self._entering(frames[begin:], seen + begin - first)
+            x, kept = self._on(x, [t[begin : step + 1] for t in told_plans], fast, kept)
+            frames.append(finish(self._out(x[0])))
+        return torch.stack(frames[1:], dim=2)
 
     def jump(self, z: Tensor, known: Tensor, chunks: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """One prediction for each number of actions: what follows the last frame after 1, 2, .. K of them, at once.
@@ -194,28 +196,50 @@ class CausalPredictor(nn.Module):
         Returns:
             (R, K, D).
         """
-        seen, count = z.shape[1] - 1, chunks.shape[1]
-        past = self._shared(z[:, :seen], self.told(known))
-        x = self.latent_in(z[:, seen:] + self.positions[:, seen : seen + 1]).expand(-1, count, -1)
-        mask = torch.cat([torch.ones(count, seen, device=z.device), torch.eye(count, device=z.device)], dim=1).bool()
-        for number, (block, told) in enumerate(zip(self.blocks, self.told(chunks), strict=True)):
-            x, _ = block(x, told, None if past is None else past[number], mask)
-        return finish(self._out(x))
+        seen, count, fast = z.shape[1] - 1, chunks.shape[1], self._few()
+        kept = self._shared(z[:, :seen], self._modulations(known.transpose(0, 1).unsqueeze(2)), fast)
+        x = self._entering([z[:, seen:].expand(-1, count, -1)], seen)
+        x, _ = self._on(x, self._modulations(chunks.unsqueeze(0)), fast, kept)
+        return finish(self._out(x[0]))
 
-    def _shared(self, z: Tensor, told: list[Tensor]) -> list[Past] | None:
-        """Keys and values of the window's tokens that do not depend on a plan."""
+    def _shared(self, z: Tensor, told: list[Tensor], fast: list[FewTokens]) -> list[Window] | None:
+        """What the frames at the window's beginning (B, n, D), the same for all plans, leave to those after them."""
         if not z.shape[1]:
             return None
-        return self._through(self.latent_in(z + self.positions[:, : z.shape[1]]), told, None)[1]
+        return self._on(self._entering(list(z.unsqueeze(2).unbind(1)), 0), told, fast, None)[1]
 
-    def _through(self, x: Tensor, told: list[Tensor], past: list[Past] | None) -> tuple[Tensor, list[Past]]:
-        """New tokens (R, n, W) through all blocks: the last one's output (R, 1, W), and keys and values."""
-        kept: list[Past] = []
-        for number, block in enumerate(self.blocks):
-            last = number == len(self.blocks) - 1
-            x, pair = block(x, told[number], None if past is None else past[number], None, last)
-            kept.append(pair)
+    def _entering(self, frames: list[Tensor], place: int) -> Tensor:
+        """Tokens (n, B, S, W) of frames (B, S, D) that stand one after the other from this place on."""
+        places = self.positions[0, place : place + len(frames), None, None]
+        out: Tensor = self.latent_in(torch.stack(frames) + places)
+        return out
+
+    def _modulations(self, actions: Tensor) -> list[Tensor]:
+        """`told`, with 1 added to both scales: x * (1 + scale) + shift is then one operation."""
+        found = self.told(actions)
+        width = self.config.width
+        for told in found:
+            told[..., width : 2 * width].add_(1)
+            told[..., 4 * width : 5 * width].add_(1)
+        return found
+
+    def _on(
+        self, x: Tensor, told: list[Tensor], fast: list[FewTokens], before: list[Window] | None
+    ) -> tuple[Tensor, list[Window]]:
+        """New tokens (n, B, S, W) through all blocks: the last one's output (1, B, S, W), and their windows."""
+        kept: list[Window] = []
+        for number, (block, attend) in enumerate(zip(self._blocks(), fast, strict=True)):
+            x, window = block.on(
+                x, told[number], attend, None if before is None else before[number], number == len(fast) - 1
+            )
+            kept.append(window)
         return x, kept
+
+    def _few(self) -> list[FewTokens]:
+        return [FewTokens(block.attn.qkv, block.attn.proj, block.attn.heads) for block in self._blocks()]
+
+    def _blocks(self) -> list[AdaLNBlock]:
+        return [block for block in self.blocks if isinstance(block, AdaLNBlock)]
 
     def _out(self, x: Tensor) -> Tensor:
         out: Tensor = self.latent_out(self.norm(x))
@@ -262,13 +286,9 @@ class ChunkEncoder(nn.Module):
         return first[..., ::every, None, :] + torch.where(longer, added, 0.0)
 
 
-def causal(new: int, total: int, device: torch.device) -> Tensor:
-    """Who looks at whom, (new, total): all before the new tokens, and of those each up to itself."""
-    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
-
-
-def _repeat(pair: Past, count: int) -> Past:
-    return pair[0].repeat_interleave(count, dim=0), pair[1].repeat_interleave(count, dim=0)
+def causal(count: int, device: torch.device) -> Tensor:
+    """Who looks at whom, (count, count): each at those before it and at itself."""
+    return torch.ones(count, count, dtype=torch.bool, device=device).tril()
 
 
 __all__ = ["ActionEncoder", "AdaLNBlock", "CausalConfig", "CausalPredictor", "ChunkEncoder", "causal"]

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from jepa.nn.attention import Mlp
 from jepa.nn.rope import Rotary, turned
 
-KeyValue = tuple[Tensor, Tensor]  # each (B, P * N, h, d)
+KeyValue = tuple[Tensor, Tensor]  # each (B, h, P * N, d)
 _FEW = 32  # tokens of a frame up to which one masked attention is faster than one attention for each frame
 
 
@@ -53,28 +53,31 @@ class FrameAttention(nn.Module):
         batch, frames, tokens, _ = x.shape
         qkv = self.qkv(x).view(batch, frames, tokens, 3, self.heads, -1)
         q, k, v = qkv.unbind(-3) if rotary is None else turned(qkv, rotary)
-        q, k, v = q[:, -1:] if last else q, k.flatten(1, 2), v.flatten(1, 2)
+        q, k, v = q[:, -1:] if last else q, k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
         if past is not None:
-            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        elif not torch.is_grad_enabled():
+            k, v = k.contiguous(), v.contiguous()
         mixed = self._attend(q, k, v)  # (B, T or 1, N, h, d)
         return self.proj(mixed.flatten(-2)), (k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries (B, T, N, h, d) of the newest frames; keys and values (B, (P + T) * N, h, d)."""
+        """Queries (B, T, N, h, d) of the newest frames; keys and values (B, h, (P + T) * N, d)."""
         frames, tokens = q.shape[1:3]
         if torch.compiler.is_exporting() or (frames > 1 and tokens <= _FEW):  # exported: for any number of frames
-            ends = torch.arange(k.shape[1], device=q.device) // tokens
+            ends = torch.arange(k.shape[2], device=q.device) // tokens
             mixed = self._sdpa(q.flatten(1, 2), k, v, ends[-frames * tokens :, None] >= ends)
             return mixed.unflatten(1, (frames, tokens))  # type: ignore[no-untyped-call, no-any-return]
         # no mask: the fast kernels take none, and nothing is computed to be thrown away
-        ends_at = [k.shape[1] - (frames - 1 - frame) * tokens for frame in range(frames)]
-        each = [self._sdpa(q[:, i], k[:, :end], v[:, :end], None) for i, end in enumerate(ends_at)]
+        ends_at = [k.shape[2] - (frames - 1 - frame) * tokens for frame in range(frames)]
+        each = [self._sdpa(q[:, i], k[:, :, :end], v[:, :, :end], None) for i, end in enumerate(ends_at)]
         return torch.stack(each, dim=1) if frames > 1 else each[0].unsqueeze(1)
 
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, dropout_p=dropout).transpose(
+            1, 2
+        )
 
 
 class FrameBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""How a CPU process keeps the memory of one training step for the next."""
+"""How a CPU process keeps the memory of one training step, or one planner's iteration, for the next."""
 
 from __future__ import annotations
 

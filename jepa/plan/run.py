@@ -24,6 +24,7 @@ from jepa import checkpoint, config
 from jepa.checkpoint import folder
 from jepa.data import storage
 from jepa.methods.world import History
+from jepa.nn.memory import keep_freed_memory
 from jepa.plan import pictures, protocol, ready, result
 from jepa.plan.act import Planner, scripted
 from jepa.plan.envs import Arena
@@ -77,6 +78,8 @@ def plan(
     run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
     run_config, model = ready.load_world_model(path)
     place = pick_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     out = out or run_dir / FOLDER / f"{settings.name}.json"
     found, origin = problems(settings, ready.open_manifest(settings, run_config), run_config.data)
     task = result.task_of(settings, origin)
