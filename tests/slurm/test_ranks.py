@@ -95,7 +95,7 @@ def test_a_damaged_variable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ranks.join()
 
 
-LISTS = ("n1", "n1,n2", "gpu[08-11],login", "rack[1-2]node[1,3-4]", "127.0.0.[1-2]", "a[001,010-012]b", "x[9-11]")
+LISTS = ("n1", "n1,n2", "gpu[08-11],login", "rack[1-2]node[1,3-4]", "127.0.0.[1-2]", "a[001,010-012]", "x[9-11]")
 
 
 def test_lists_of_nodes() -> None:
