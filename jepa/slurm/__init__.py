@@ -5,5 +5,7 @@ What a job leaves in its run folder:
     slurm/jobs.jsonl     one line per submission: id, time, verb, arguments, profile (resolved), code, command to watch
     slurm/code/HASH/     the package as it was at submission; a queued job runs this, whatever is edited meanwhile
     slurm/logs/          JOB_TASK_log.out and .err of every task, as submitit names them
+    slurm/ends/          how each start of a job has ended, for the next one; see jepa.slurm.ends
+    slurm/failures/      JOB.RESTART-rankR.txt of every rank that failed or hung; the earliest is the cause
     restarts.jsonl       one line per start of the run: attempt, time, reason, step resumed from, steps lost, nodes
 """
