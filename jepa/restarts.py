@@ -67,6 +67,7 @@ def record(out: Path, step: int, world: int) -> Tally:
         TrainingError: disk full or not writable.
     """
     rows = read(out)
+    _end_line(out / FILE)
     done = watchdog.steps_done(out) if rows else None
     lines = Lines(out / FILE)
     try:
@@ -84,6 +85,13 @@ def record(out: Path, step: int, world: int) -> Tally:
     finally:
         lines.close()
     return tally(out)
+
+
+def _end_line(path: Path) -> None:
+    """A line that a crash cut off must not swallow the next one."""
+    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")
 
 
 def nodes() -> list[str]:

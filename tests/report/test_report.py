@@ -140,6 +140,27 @@ def test_a_run_whose_data_set_is_gone_keeps_its_numbers(runs: Runs, tmp_path: Pa
     assert "Linear probe, top-1" in page.text
 
 
+def test_starts_are_told_once_a_run_was_started_again(runs: Runs, tmp_path: Path) -> None:
+    """Writes what an interrupted run has in restarts.jsonl."""
+    path = Path(shutil.copytree(runs.unprobed, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    assert "Every start" not in build_report([path]).read_text()
+    rows = [
+        {"attempt": 1, "time": "2026-01-02T03:04:05+00:00", "reason": "start", "step": 0, "lost": 0, "nodes": ["n1"]},
+        {
+            "attempt": 2,
+            "time": "2026-01-02T04:04:05+00:00",
+            "reason": "<failed>",
+            "step": 5,
+            "lost": 3,
+            "nodes": ["n2"],
+        },
+    ]
+    (path / "restarts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = build_report([path]).read_text()
+    assert "<th>started again</th><td>1</td>" in text and "<td>3</td>" in text
+    assert "&lt;failed&gt;" in text and "<td>2026-01-02 04:04:05</td>" in text
+
+
 def test_half_written_files_are_told_and_not_fatal(runs: Runs, tmp_path: Path) -> None:
     run = shutil.copytree(runs.first, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     lines = (run / "metrics.jsonl").read_text().splitlines()

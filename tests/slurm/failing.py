@@ -19,7 +19,7 @@ VARIABLE = "FAIL"
 class Failing(outside.Mean):
     def forward(self, x: Tensor, masks: masks.Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         step, what, rank = (os.environ.get(VARIABLE) or "-1:none:0").split(":")
-        if batch is not None and batch.step == int(step) and os.environ.get("RANK", "0") == rank:
+        if batch is not None and int(step) >= 0 and batch.step == int(step) and os.environ.get("RANK", "0") == rank:
             if what == "error":
                 raise RuntimeError(f"on purpose, in process {os.getpid()}")
             if what == "kill":

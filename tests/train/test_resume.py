@@ -88,7 +88,7 @@ def test_a_signal_stops_after_the_step_and_resume_is_exact(
 
 
 def test_two_processes_agree_on_where_to_stop(tiny_data: Path, tmp_path: Path) -> None:
-    """Only rank 1 is signalled; both stop at the next line and save, and both end well."""
+    """Only rank 1 is signalled; both stop at the same step and save, and both end well."""
     out = tmp_path / "run"
     settings = ("train.duration={steps: 4000}", "train.log_every=7", "train.checkpoint_every={steps: 1000}")
     children = [worker.start(job) for job in worker.ranks(Job(tiny_data, out, settings, trace=False), 2)]
@@ -96,8 +96,8 @@ def test_two_processes_agree_on_where_to_stop(tiny_data: Path, tmp_path: Path) -
     assert children[1].pid is not None
     os.kill(children[1].pid, signal.SIGTERM)
     assert [worker.finish(child) for child in children] == [0, 0]
-    last = runs.lines(out)[-1]["step"]
-    assert last % 7 == 0 and last < 4000 and checkpoint.steps(out)[-1] == last
+    last = checkpoint.steps(out)[-1]
+    assert runs.lines(out)[-1]["step"] <= last < 4000
 
 
 def test_decoding_processes_survive_a_signal_to_the_whole_group(tiny_data: Path, tmp_path: Path) -> None:
