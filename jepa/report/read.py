@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jepa import checkpoint
+from jepa import checkpoint, restarts
 from jepa import config as configuration
 from jepa.config import RunConfig
 from jepa.data import Manifest
@@ -35,6 +35,7 @@ class Run:
     lines: list[Line] = field(default_factory=list)  # all of metrics.jsonl
     environment: dict[str, Any] = field(default_factory=dict)
     quarantine: list[Line] = field(default_factory=list)
+    starts: list[Line] = field(default_factory=list)  # of restarts.jsonl
     probes: list[dict[str, Any]] = field(default_factory=list)  # one per suite
     rollouts: list[dict[str, Any]] = field(default_factory=list)  # of a world model, one per suite
     plans: list[dict[str, Any]] = field(default_factory=list)  # likewise
@@ -122,6 +123,7 @@ def open_run(path: Path | str) -> Run:
     run.lines = [x for x in _json_lines(path / "metrics.jsonl", run.notes) if is_number(x.get("step"))]
     for file in sorted(path.glob("quarantine*.jsonl")):  # one file for each process
         run.quarantine += _json_lines(file, run.notes)
+    run.starts = restarts.read(path)
     environment = _json(path / "environment.json", run.notes)
     run.environment = environment if isinstance(environment, dict) else {}
     for probe in sorted((path / "probes").glob("*.json")):

@@ -100,6 +100,7 @@ def cost(runs: Sequence[Run]) -> Section:
         "steps": ("optimiser steps", number),
         "samples": ("images trained on", number), "samples_per_s": ("images per second", number),
         "data_wait_share": ("share waiting for data", percent), "flops": ("floating-point operations", number),
+        "restarts": ("started again", number), "lost_steps": ("steps done twice because of that", number),
         "peak_memory_gib": ("most memory held at once", lambda v: f"{number(v)} GiB"),
     }  # fmt: skip
     costs = [verdict.cost(run) for run in runs]
@@ -117,7 +118,26 @@ def cost(runs: Sequence[Run]) -> Section:
         '<div class="panel scroll"><table class="data">{h}<tbody>{r}</tbody></table></div>', r=join(rows),
         h=html("<thead><tr>{h}</tr></thead>", h=head) if len(runs) > 1 else Html(""),
     )  # fmt: skip
+    body = join([body, *(_starts(run, len(runs) > 1) for run in runs if len(run.starts) > 1)])
     return Section("cost", "Cost", "What it took to get here.", body)
+
+
+def _starts(run: Run, named: bool) -> Html:
+    """Every start of a run that was started again, as a table."""
+    rows = join(
+        html("<tr>{c}</tr>", c=join(html("<td>{v}</td>", v=v) for v in (
+            str(s.get("attempt", "")), str(s.get("time", "")).replace("T", " ").removesuffix("+00:00"),
+            str(s.get("reason", "")), number(s.get("step", 0)), number(s.get("lost", 0)), number(s.get("world", 1)),
+            ", ".join(map(str, s.get("nodes", []))),
+        )))
+        for s in run.starts
+    )  # fmt: skip
+    return html(
+        "<details><summary>Every start{n}</summary>"
+        '<div class="scroll"><table class="data"><thead><tr><th>start</th><th>time (UTC)</th><th>because of</th>'
+        "<th>from step</th><th>steps lost</th><th>processes</th><th>nodes</th></tr></thead><tbody>{r}</tbody></table>"
+        "</div></details>", n=f" of {run.name}" if named else "", r=rows,
+    )  # fmt: skip
 
 
 def warnings(runs: Sequence[Run]) -> Section:

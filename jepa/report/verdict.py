@@ -235,6 +235,8 @@ def cost(run: Run) -> dict[str, float]:
     waits = run.curve("data_wait")[1]
     if waits:
         out["data_wait_share"] = sum(waits) / len(waits)
+    if len(run.starts) > 1:
+        out |= {"restarts": len(run.starts) - 1.0, "lost_steps": float(sum(s.get("lost", 0) for s in run.starts))}
     for key in ("peak_memory_gib", "flops"):
         if (value := run.last(key)) is not None:
             out[key] = value

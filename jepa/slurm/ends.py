@@ -143,15 +143,16 @@ def reason(attempt: Attempt) -> str:
     before = attempt.before
     if before is None:
         return ""
-    if before.final is not None and before.final.exists():
-        return BY_HAND
     end = read(before)
     if end is not None and end.how == "again":
         return end.why
+    if end is not None and end.how:
+        return _told(before, end) or REQUEUED
+    if before.final is not None and before.final.exists():
+        return BY_HAND
     if failures(attempt.run_dir, before):
         return FAILED
-    orderly = end is not None and end.how != ""
-    return (_told(before, end) if end is not None else "") or (REQUEUED if orderly else KILLED)
+    return (_told(before, end) if end is not None else "") or KILLED
 
 
 def check(attempt: Attempt, most: int) -> None:

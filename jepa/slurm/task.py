@@ -22,6 +22,7 @@ from typing import Any
 from jepa.errors import AGAIN, INTERRUPTED, JepaError
 from jepa.slurm import ends
 
+DONE = -1  # instead of an exit code: the verb has come to its end
 # To be among the arguments of srun: a rank that ends badly ends all others, which would wait for it otherwise.
 SRUN = ("--kill-on-bad-exit=1",)
 
@@ -77,9 +78,9 @@ class Task:
             code = _end(attempt, rank, code, early.seen)
         if failure.is_file() and not failure.stat().st_size:
             failure.unlink()
-        if code:
+        if code != DONE:
             raise SystemExit(code)
-        return code
+        return 0
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
         """For submitit, when SIGUSR2 comes before `__call__`: the same task again."""
@@ -152,7 +153,7 @@ class _Early:
 
 
 def _end(attempt: ends.Attempt, rank: int, code: int, early: int | None) -> int:
-    """Write down an orderly end. Returns the exit code of the task."""
+    """Write down an orderly end. Returns the exit code of the task, or DONE."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if code == 0:
         if rank == 0:
@@ -166,7 +167,7 @@ def _end(attempt: ends.Attempt, rank: int, code: int, early: int | None) -> int:
         ends.close(attempt)
     if code in (AGAIN, INTERRUPTED) and early is None and rank:
         return 0  # all have saved; rank 0 speaks for them, and srun must not end it for another one's exit code
-    return code
+    return code or DONE
 
 
 __all__ = ["SRUN", "Task", "teardown"]
