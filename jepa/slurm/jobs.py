@@ -320,7 +320,7 @@ def cancel(run: Path, job: str | None = None) -> list[str]:
 
 
 def requeue(run: Path, job: str | None = None) -> list[str]:
-    """Stop running jobs and let them start anew from their last checkpoint; let waiting ones start at once.
+    """Let running jobs, or one that failed minutes ago, go on from their last checkpoint; waiting ones start at once.
 
     Returns:
         A sentence for each.
@@ -335,7 +335,8 @@ def requeue(run: Path, job: str | None = None) -> list[str]:
             told.append(f"job {entry.job} was waiting already; it starts as soon as there is room")
         else:
             queue.call("scontrol", "requeue", entry.job)
-            told.append(f"job {entry.job} stops and goes on from its last checkpoint when SLURM starts it again")
+            stops = "stops and " if seen.live else ""
+            told.append(f"job {entry.job} {stops}goes on from its last checkpoint when SLURM starts it again")
     return told
 
 
@@ -344,6 +345,9 @@ def _live(run: Path, job: str | None, what: str) -> list[tuple[Entry, Seen]]:
     runs = find([run]) if job is None and run.is_dir() and not (run / book.FILE).is_file() else [run]
     entries = [of_run(run, job)] if job is not None or not runs else [e for r in runs for e in book.read(r)]
     found = [(e, s) for e in entries if (s := e.seen(seen)) is not None and s.live]
+    if what == "requeue" and not found and entries:  # SLURM starts an ended job again while it remembers it
+        ended = entries[-1].seen(seen)
+        found = [(entries[-1], ended)] if ended is not None and ended.state != "COMPLETED" else []
     if not found:
         last = entries[-1] if entries else of_run(run)
         state = states([last], seen)[id(last)].state

@@ -120,9 +120,13 @@ def test_a_life(
     assert told["job"] in capsys.readouterr().out
     assert cli.main(["jobs", "logs", "runs/tiny", "--follow", "--err"]) == 0, "ends with the job"
     assert "CANCELLED" in capsys.readouterr().out
-    for verb in ("cancel", "requeue"):
-        assert cli.main(["jobs", verb, "runs/tiny"]) == 2
-        assert f"nothing to {verb} in runs/tiny: its last job, {told['job']}, is CANCELLED" in capsys.readouterr().err
+    assert cli.main(["jobs", "cancel", "runs/tiny"]) == 2
+    assert f"nothing to cancel in runs/tiny: its last job, {told['job']}, is CANCELLED" in capsys.readouterr().err
+    assert cli.main(["jobs", "requeue", "runs/tiny"]) == 0, "SLURM still remembers it"
+    capsys.readouterr()
+    wait_for(lambda: row()["state"] == "PENDING", 30, row)
+    assert cli.main(["jobs", "cancel", "runs/tiny"]) == 0
+    capsys.readouterr()
     book.add(tmp_path / "other", line(tmp_path / "other", job=told["job"]))  # of an earlier cluster
     (stale,) = jobs.rows([tmp_path / "other"])
     assert stale.state == jobs.GONE
