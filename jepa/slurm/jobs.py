@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jepa.errors import ConfigError
-from jepa.slurm import book, queue
+from jepa.slurm import book, ends, queue
 from jepa.slurm.book import Entry
 from jepa.slurm.queue import Seen
 
@@ -262,16 +262,21 @@ def follow(
 ) -> None:
     """Give the end of a job's logs to `out`, and with `go_on` what is added until the job ends.
 
+    The rank that failed first comes first: what the others say of it, and of each other, only follows from that.
+
     Raises:
         ConfigError: there are no logs, and there will be none.
     """
     paths = [entry.log(task, kind) for kind in ((True,) if errors else (False, True))]
-    seen = entry.seen(queue.mine()) if queue.available() else None
-    if not any(path.is_file() for path in paths) and not (go_on and seen is not None and seen.live):
+    there = any(path.is_file() for path in paths)
+    # logs are files: only where there are none, or for more of them, is SLURM asked
+    seen = entry.seen(queue.mine()) if (go_on or not there) and queue.available() else None
+    if not there and not (go_on and seen is not None and seen.live):
         others = sorted(int(p.name.split("_")[-2]) for p in paths[0].parent.glob(f"{entry.job}_*_log.err"))
         known = f" There are logs of processes {', '.join(map(str, others))}." if others else ""
         waits = f" It is {seen.state.lower()}{f' ({seen.reason})' if seen.reason else ''}." if seen else ""
         raise ConfigError(f"job {entry.job} has no log of process {task} yet: {paths[0]}.{waits}{known}")
+    out(failure(entry, lines))
     places = dict.fromkeys(paths, 0)
     for path in paths:
         if path.is_file():
@@ -291,6 +296,21 @@ def follow(
                 out(f"job {entry.job}: {seen.state if seen is not None else 'ended'}\n")
                 return
         time.sleep(_POLL)
+
+
+def failure(entry: Entry, lines: int = 40) -> str:
+    """What the first rank to fail of the newest start of a job had to say; empty when none did."""
+    found = [p for p in ends.failures(entry.run_dir) if p.stat().st_mtime >= entry.time.timestamp()]
+    if not found:
+        return ""
+    rank = found[0].stem.rpartition("-rank")[2]
+    text = found[0].read_text(encoding="utf-8", errors="replace").splitlines()
+    head, rest = text[:1], text[1:]
+    left = f"... {len(rest) - lines} lines above, in {_short(found[0])}\n" if len(rest) > lines else ""
+    others = f" (and {len(found) - 1} more after it)" if len(found) > 1 else ""
+    return (
+        f"rank {rank} failed{others}: {''.join(head)}\n{left}" + "".join(f"{line}\n" for line in rest[-lines:]) + "\n"
+    )
 
 
 def _news(path: Path, places: dict[Path, int]) -> str:

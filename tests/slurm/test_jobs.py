@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,30 @@ def test_lines_that_a_crash_cut_off_are_left_out(tmp_path: Path) -> None:
     with (tmp_path / book.FILE).open("a") as stream:
         stream.write('{"job": "2", "ti')
     assert [entry.job for entry in book.read(tmp_path)] == ["1"]
+
+
+def test_the_rank_that_failed_first_is_shown_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = book.add(tmp_path, line(tmp_path, job="7"))
+    log = entry.log(0, errors=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("the end of rank 0\n")
+    assert jobs.failure(entry) == ""
+    folder = tmp_path / "slurm" / "failures"
+    folder.mkdir(parents=True)
+    start = entry.time.timestamp()
+    for rank, after in ((0, 9), (1, 5), (2, 7)):
+        file = folder / f"7.0-rank{rank}.txt"
+        file.write_text(f"ValueError after 3 steps: of {rank}\n" + "".join(f"line {i}\n" for i in range(50)))
+        os.utime(file, (start + after, start + after))
+    shown: list[str] = []
+    jobs.follow(entry, shown.append)
+    text = "".join(shown)
+    assert text.startswith("rank 1 failed (and 2 more after it): ValueError after 3 steps: of 1\n... 10 lines above")
+    assert text.index("line 49") < text.index("the end of rank 0") and "of 2" not in text
+    old = start - 100
+    for file in folder.iterdir():
+        os.utime(file, (old, old))
+    assert jobs.failure(entry) == "", "of an earlier job"
 
 
 def test_words_of_slurm() -> None:
