@@ -56,3 +56,14 @@ def bench_plan(overrides: Overrides = None, device: Device = None, as_json: Json
     from jepa.bench import plan
 
     print_figures(plan.bench_plan(settings_of(plan.PlanSettings, overrides), device), as_json)
+
+
+@bench_app.command("interrupt")
+def bench_interrupt(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Interrupting a run again and again: steps lost, times, and whether it ends as if undisturbed."""
+    from jepa.bench import interrupt
+
+    result = interrupt.bench_interrupt(settings_of(interrupt.InterruptSettings, overrides))
+    print_figures(result, as_json)
+    if not interrupt.flawless(result):
+        raise typer.Exit(1)
