@@ -6,10 +6,9 @@ user can act on into one message and exit code 2; anything else is a bug and kee
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -19,17 +18,15 @@ from jepa import options
 from jepa.cli_bench import bench_app
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
+from jepa.cli_slurm import submit
 from jepa.errors import ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
 
-if TYPE_CHECKING:
-    from jepa.config import Duration, RunConfig
-
 # as help lists them: in the order of the job
 VERBS = (
     *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import"),
-    *("doctor", "bench"),
+    *("submit", "jobs", "doctor", "bench"),
 )
 
 
@@ -53,7 +50,7 @@ data_app = typer.Typer(help="Build a data set from a recipe, or look at one.", n
 app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
-MAIN, LOOK, TOOLS = "The main job", "Checkpoints", "This machine"
+MAIN, LOOK, CLUSTER, TOOLS = "The main job", "Checkpoints", "A SLURM cluster", "This machine"
 
 
 def _version(wanted: bool) -> None:
@@ -170,13 +167,9 @@ def train(
     ] = None,
 ) -> None:
     """Pretrain. Each of --resume, --extend and --init-from is a different thing; see docs/checkpoints.md."""
-    settings, folder = _run_settings(config, overrides or [], out, debug, tracker or [])
-    longer = _duration(extend) if extend else None
-    if not settings.data.path:
-        raise ConfigError(
-            "data.path is empty: give the folder of a data set. Build one first, for example "
-            f"`jepa data build digits --out data/digits`, then `jepa train {config} data.path=data/digits`"
-        )
+    settings, folder = options.run_settings(config, overrides or [], out, debug, tracker or [])
+    longer = options.duration(extend) if extend else None
+    options.check_data_given(settings, config)
     from jepa.monitor import Monitor
     from jepa.train import train as run
 
@@ -185,24 +178,6 @@ def train(
         raise typer.Exit(INTERRUPTED)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{folder} is at step {ended.step}. Next: jepa probe {folder} --suite NAME; jepa report {folder}")
-
-
-def _run_settings(
-    name: str, overrides: list[str], out: Path | None, debug: bool, trackers: list[str]
-) -> tuple[RunConfig, Path]:
-    from jepa import config
-
-    run_folder = Path(name) if (Path(name) / "config.yaml").is_file() else None
-    if trackers:
-        overrides = [f"train.trackers={json.dumps(['tensorboard', *trackers])}", *overrides]
-    settings = config.load(run_folder / "config.yaml" if run_folder else name, overrides, ["debug"] if debug else None)
-    return settings, out or run_folder or Path("runs") / (f"{settings.name}-debug" if debug else settings.name)
-
-
-def _duration(text: str) -> Duration:
-    from jepa import config
-
-    return config.build(config.Duration, config.override({}, [text]), "--extend")
 
 
 @app.command(rich_help_panel=MAIN)
@@ -250,16 +225,11 @@ def extract(
     shard_of: options.ShardOf = None,
 ) -> None:
     """Write the frozen encoder's features to shards that every probe reads. Run again to go on."""
+    given = options.extract_settings(locals())
     from jepa import config
     from jepa.extract import ExtractConfig
     from jepa.extract import extract as run_extract
 
-    given = {
-        "which": which, "tokens": tokens, "layers": options.numbers(layers, "--layers"), "dtype": dtype,
-        "splits": [name for name in splits.split(",") if name], "precision": precision, "frames": frames, "fps": fps,
-        "stride": stride, "duration": duration, "short": short, "clips": clips, "views": views or [], "batch": batch,
-        "workers": workers, "shard_samples": shard_samples, "shard_bytes": shard_bytes,
-    }  # fmt: skip
     wanted = config.build(ExtractConfig, given)
     typer.echo(run_extract(run, data, out, wanted, device=device, share=options.share(shard_of)).summary())
 
@@ -353,6 +323,9 @@ def doctor(as_json: Json = False) -> None:
 
 app.command(rich_help_panel=MAIN)(rollout)
 app.command(rich_help_panel=MAIN)(plan)
+app.command(
+    rich_help_panel=CLUSTER, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True}
+)(submit)
 app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 

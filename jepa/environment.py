@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import platform
 import shlex
@@ -83,7 +85,7 @@ def record(device: torch.device, precision: str, world: int) -> dict[str, Any]:
         "processes": world,
         "precision": precision,
         "versions": versions(),
-        "git": _git(),
+        "git": git(),
         "hardware": _hardware(device),
     }
 
@@ -118,9 +120,15 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit of the checkout this package is imported from; None for an installed wheel."""
+def git() -> dict[str, Any] | None:
+    """Commit of the checkout this package is imported from, or of the one a job's snapshot was taken of.
+
+    None for an installed wheel.
+    """
     root = Path(__file__).resolve().parent.parent
+    with contextlib.suppress(OSError, ValueError, KeyError):  # there is none but in a snapshot (jepa.slurm.snapshot)
+        found: dict[str, Any] | None = json.loads((root / "code.json").read_text(encoding="utf-8"))["git"]
+        return found
     if not (root / ".git").exists():
         return None
     answers = []

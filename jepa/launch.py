@@ -68,18 +68,49 @@ class Start:
 
     checkpoint: Path | None = None  # weights to load
     resumed: bool = False  # optimiser state and step too
+    step: int = 0  # steps done by then, of a resumed run
     notes: tuple[str, ...] = ()  # sentences for the user
+
+
+def planned(
+    config: RunConfig,
+    out: Path,
+    resume: bool,
+    extend: Duration | None,
+    init_from: Path | str | None,
+    place: tuple[int, environment.Resolved] | None = None,
+) -> Plan:
+    """A run's validated plan, with the length that it is extended to; `place` as for `validate`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: everything that can be found before anything is started.
+    """
+    if init_from is not None and (resume or extend is not None):
+        raise ConfigError("--init-from starts a new run, --resume and --extend go on with one: give only one of them")
+    return validate(extended(config, out, extend) if extend is not None else config, place)
 
 
 def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | str | None) -> Start:
     """Decide where the run starts and make the folder ready. Rank 0 does, under the lock; the others are told.
 
     Raises:
-        ConfigError: a run is there already, or one with another configuration.
-        CheckpointError: no usable checkpoint.
+        ConfigError, CheckpointError: see `look`.
     """
     if plan.rank != 0:
         return Start()
+    start = look(plan, out, resume, extend, init_from)
+    if start.resumed:
+        rundir.cut_back(out, start.step if start.step else -1)  # the health check of step 0 is made again
+    return start
+
+
+def look(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | str | None) -> Start:
+    """Where a run would start from. Changes nothing.
+
+    Raises:
+        ConfigError: a run is there already, or one with another configuration.
+        CheckpointError: no usable checkpoint.
+    """
     if not resume:
         if rundir.has_run(out):
             raise ConfigError(
@@ -102,11 +133,10 @@ def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | s
         old = _longer(plan, old, state)
     old, future = _with_future(plan, old, step)
     notes = [*rundir.check_changes(old, plan.config, state, plan.identity()), *future]
-    rundir.cut_back(out, step if step else -1)  # the health check of step 0 is made again
     where = f"going on from {found.name} of {plan.total_steps} steps"
     if step >= plan.total_steps:
         where = f"the run is finished, at step {step} of {plan.total_steps}; --extend makes it longer"
-    return Start(found, resumed=True, notes=(*(f"{p}; an older one is used" for p in passed), *notes, where))
+    return Start(found, resumed=True, step=step, notes=(*(f"{p}; an older one is used" for p in passed), *notes, where))
 
 
 def extended(config: RunConfig, out: Path, duration: Duration) -> RunConfig:
@@ -162,7 +192,9 @@ def _with_future(plan: Plan, old: RunConfig, step: int) -> tuple[RunConfig, list
         raise ConfigError(f"phases that have begun stay the first ones, in this order: {', '.join(begun)}")
     kept = {name: phase for name, phase in old.phases.items() if name in begun}
     future = {name: phase for name, phase in plan.config.phases.items() if name not in begun}
-    pairs = zip(rates(plan.config, step), rates(dataclasses.replace(plan.config, phases=old.phases), step), strict=True)
+    place = plan.world, plan.precision
+    earlier = dataclasses.replace(plan.config, phases=old.phases)
+    pairs = zip(rates(plan.config, step, place), rates(earlier, step, place), strict=True)
     other = sorted({name for now_values, values in pairs for name in values if now_values[name] != values[name]})
     if other:
         raise ConfigError(
@@ -173,9 +205,11 @@ def _with_future(plan: Plan, old: RunConfig, step: int) -> tuple[RunConfig, list
     return dataclasses.replace(old, phases=kept | future), ["phases that had not begun are now as given"]
 
 
-def rates(config: RunConfig, steps: int) -> list[dict[str, float]]:
-    """All scheduled values of the first steps of a run."""
-    plan = validate(config)
+def rates(
+    config: RunConfig, steps: int, place: tuple[int, environment.Resolved] | None = None
+) -> list[dict[str, float]]:
+    """All scheduled values of the first steps of a run; `place` as for `validate`."""
+    plan = validate(config, place)
     with torch.device("meta"):
         method = base.create(plan.config.method, plan.config.data.size)
     found: list[dict[str, float]] = []

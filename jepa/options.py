@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from jepa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jepa.config import Duration, RunConfig
 
 T = TypeVar("T")
 
@@ -57,6 +63,64 @@ def settings_of(cls: type[T], overrides: list[str] | None) -> T:
     from jepa import config
 
     return config.build(cls, config.override({}, overrides or []))
+
+
+def run_settings(
+    name: str, overrides: list[str], out: Path | None, debug: bool, trackers: list[str]
+) -> tuple[RunConfig, Path]:
+    """What `jepa train` trains, and the run folder.
+
+    Raises:
+        ConfigError: no such configuration, an unknown key, a wrong value.
+    """
+    from jepa import config
+
+    run_folder = Path(name) if (Path(name) / "config.yaml").is_file() else None
+    if trackers:
+        overrides = [f"train.trackers={json.dumps(['tensorboard', *trackers])}", *overrides]
+    settings = config.load(run_folder / "config.yaml" if run_folder else name, overrides, ["debug"] if debug else None)
+    return settings, out or run_folder or Path("runs") / (f"{settings.name}-debug" if debug else settings.name)
+
+
+def check_data_given(settings: RunConfig, name: str) -> None:
+    """The mistake that everybody makes first.
+
+    Raises:
+        ConfigError: no data set; says how to come by one.
+    """
+    if not settings.data.path:
+        raise ConfigError(
+            "data.path is empty: give the folder of a data set. Build one first, for example "
+            f"`jepa data build digits --out data/digits`, then `jepa train {name} data.path=data/digits`"
+        )
+
+
+def duration(text: str) -> Duration:
+    """What --extend is given: epochs=50.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    from jepa import config
+
+    return config.build(config.Duration, config.override({}, [text]), "--extend")
+
+
+def extract_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `jepa extract`, by name, as `jepa.extract.ExtractConfig` takes them.
+
+    Raises:
+        ConfigError: --layers that are no numbers.
+    """
+    same = (
+        *("which", "tokens", "dtype", "precision", "frames", "fps", "stride", "duration", "short", "clips", "batch"),
+        *("workers", "shard_samples", "shard_bytes"),
+    )
+    return {name: given[name] for name in same} | {
+        "layers": numbers(given["layers"], "--layers"),
+        "splits": [name for name in given["splits"].split(",") if name],
+        "views": given["views"] or [],
+    }
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

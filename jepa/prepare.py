@@ -124,17 +124,23 @@ class Plan:
         return same | ({"mix": others} if others else {}) | ({"decoders": decoders} if decoders else {})
 
 
-def validate(config: RunConfig) -> Plan:
+def validate(config: RunConfig, place: tuple[int, environment.Resolved] | None = None) -> Plan:
     """Check everything that can be checked without a device or a process group, for every phase of the run.
+
+    Args:
+        place: number of processes and precision of a run that will start elsewhere; None: as it would start here.
 
     Raises:
         ConfigError: configuration, process count, precision or method that cannot be used.
         DataError: the data set is missing or damaged.
     """
-    rank, world = environment.rank_and_world()
+    rank, world = environment.rank_and_world() if place is None else (0, place[0])
     config = rundir.resolved(config)
     settings = config.train
-    precision = environment.resolve_precision(settings.precision, environment.device_type())
+    if place is None:
+        precision = environment.resolve_precision(settings.precision, environment.device_type())
+    else:
+        precision = place[1]
     size = mix.streams(config, world)[0].data.size
     _check_trackers(settings.trackers)
     for name in ("log_every", "threads"):

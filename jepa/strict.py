@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -147,6 +148,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 reads 4:00:00 as a number to base 60; here it is text. The first pattern that fits decides.
+_CLOCK = ("tag:yaml.org,2002:str", re.compile(r"\d+(:[0-5]?\d)+$"))
+_Loader.yaml_implicit_resolvers = {
+    first: [_CLOCK, *found] if first in set("0123456789") else found
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, safely loaded; errors name the file and line."""
     try:
@@ -193,7 +202,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         if not sign or not name.strip():
             raise ConfigError(f"cannot read override {assignment!r}: write key.subkey=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"cannot read the value of override {assignment!r}: {error}") from None
         *parents, last = name.strip().split(".")

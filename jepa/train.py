@@ -25,13 +25,12 @@ from torch import Tensor
 from jepa import checkpoint, environment, launch, optim, rundir
 from jepa.config import Duration, RunConfig
 from jepa.data import Batch, mix
-from jepa.errors import ConfigError
 from jepa.guard import Guard, follow
 from jepa.interrupt import Interrupts
 from jepa.launch import HealthCheck, Result
 from jepa.methods import base
 from jepa.nn.tokens import Normalise
-from jepa.prepare import Plan, Stage, validate
+from jepa.prepare import Plan, Stage
 from jepa.progress import Clock, Display, Window
 from jepa.record import Record
 
@@ -63,11 +62,7 @@ def train(
         TrainingError: the run cannot go on (loss not finite, disk full, too many bad samples).
     """
     out = Path(out)
-    if init_from is not None and (resume or extend is not None):
-        raise ConfigError("--init-from starts a new run, --resume and --extend go on with one: give only one of them")
-    if extend is not None:
-        config = launch.extended(config, out, extend)
-    plan, resume = validate(config), resume or extend is not None
+    plan, resume = launch.planned(config, out, resume, extend, init_from), resume or extend is not None
     lock = rundir.lock(out, new=not resume) if plan.rank == 0 else contextlib.nullcontext()
     with lock, Interrupts() as interrupts:
         start = launch.begin(plan, out, resume, extend is not None, init_from)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jepa
-from jepa import cli
+from jepa import options
 from jepa.errors import ConfigError
 
 HEAVY = ("torch", "numpy", "torchvision", "PIL", "accelerate", "sklearn", "yaml")
@@ -87,24 +87,24 @@ def test_a_run_folder_can_stand_for_its_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("name: mine\noptim: {lr: 0.5}\n")
-    settings, out = cli._run_settings(str(folder), ["seed=7"], None, False, [])
+    settings, out = options.run_settings(str(folder), ["seed=7"], None, False, [])
     assert (settings.name, settings.optim.lr, settings.seed, out) == ("mine", 0.5, 7, folder)
 
 
 def test_where_a_run_goes_and_what_debug_and_trackers_change() -> None:
-    settings, out = cli._run_settings("ijepa-vit-b16", [], None, False, ["wandb"])
+    settings, out = options.run_settings("ijepa-vit-b16", [], None, False, ["wandb"])
     assert out == Path("runs/ijepa-vit-b16")
     assert settings.train.trackers == ("tensorboard", "wandb")
-    small, out = cli._run_settings("ijepa-vit-b16", ["train.batch=4"], None, True, [])
+    small, out = options.run_settings("ijepa-vit-b16", ["train.batch=4"], None, True, [])
     assert out == Path("runs/ijepa-vit-b16-debug"), "a try-out never lands in the real run's folder"
     assert small.train.batch == 4 and small.train.duration.steps == 2, "overrides win over the overlay"
-    assert cli._run_settings("demo", [], Path("elsewhere"), True, [])[1] == Path("elsewhere")
+    assert options.run_settings("demo", [], Path("elsewhere"), True, [])[1] == Path("elsewhere")
 
 
 def test_extend_takes_one_duration() -> None:
-    assert cli._duration("epochs=50").epochs == 50
+    assert options.duration("epochs=50").epochs == 50
     with pytest.raises(ConfigError, match="'epochs'"):
-        cli._duration("epoch=50")
+        options.duration("epoch=50")
 
 
 def test_a_bug_keeps_its_traceback_and_says_what_it_is(tmp_path: Path) -> None:

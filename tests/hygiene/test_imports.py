@@ -13,7 +13,7 @@ ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
     *("extract", "train", "slurm", "report", "bench"),
-    *("doctor", "demo", "terminal", "options", "cli_bench", "cli_plan", "cli_rollout", "cli", "__main__"),
+    *("doctor", "demo", "terminal", "options", "cli_bench", "cli_plan", "cli_rollout", "cli_slurm", "cli", "__main__"),
 )
 
 # Who may import inside functions, and what. "*" is anything: the command line stays light that way.
@@ -22,6 +22,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli_bench.py": {"*"},
     "cli_plan.py": {"*"},
     "cli_rollout.py": {"*"},
+    "cli_slurm.py": {"*"},
     "options.py": {"jepa.config"},  # likewise
     "__init__.py": {"jepa.checkpoint"},  # jepa.load_encoder, looked up on first use
     "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without
@@ -44,6 +45,7 @@ OPTIONAL = {
     "ale_py",
     "h5py",
     "stable_worldmodel",
+    "submitit",
 }  # extras: any file may import them where they are used
 PLATFORM = {"fcntl", "resource"}  # modules that only some operating systems have
 

@@ -1,0 +1,161 @@
+"""`jepa submit` and `jepa jobs`: read their arguments, call one function, print what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jepa.errors import ConfigError
+from jepa.options import Json
+from jepa.terminal import print_json
+
+TWO_WORDS = {"data": "build"}
+# What `jepa.slurm.check` reads itself; other options of a verb are passed on as they were given.
+_READ = {
+    "train": {"config", "overrides", "out", "resume", "extend", "init_from", "trace", "debug", "tracker"},
+    "probe": {"run", "suite", "overrides"},
+    "plan": {"run", "suite", "overrides"},
+    "rollout": {"run", "suite", "overrides"},
+    "extract": {"run", "data", "out"},
+    "data build": {"recipe", "overrides", "out"},
+}
+_PATHS = {"beside"}  # options that name files; the rest of a verb's options are plain words
+
+
+def submit(
+    context: typer.Context,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="VERB ARGUMENTS...", help="As without `submit`: train CONFIG --out RUN optim.lr=1e-3."),
+    ],
+    cluster: Annotated[
+        str | None, typer.Option(help="A profile: a YAML file, or the name of a shipped one (local, gpu, h100).")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Wins over the profile: time=2:00:00, nodes=4; repeatable."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Train with each of the seeds 0 to N - 1.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(metavar="N", help="So many runs of a sweep at the same time; default: the profile's.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the batch script, write and submit nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Send a verb to a SLURM cluster: train, probe, plan, rollout, extract or data build.
+
+    Everything is checked first. A list makes a sweep of training runs, as one job array: optim.lr=1e-3,3e-4 seed=0,1.
+    """
+    from jepa.slurm import check, profile
+    from jepa.slurm import submit as submission
+
+    verb, rest = _verb(words)
+    if cluster is None:
+        from jepa import resources
+
+        raise ConfigError(f"give --cluster, a YAML file or one of: {', '.join(resources.names('slurm'))}")
+    changes = [*(settings or []), *([f"array_parallelism={parallel}"] if parallel is not None else [])]
+    asked = profile.load(cluster, changes)
+    params, given = _read(context, verb, rest)
+    if verb == "train":
+        works, root = _runs(params, given, asked, seeds)
+    else:
+        if seeds is not None:
+            raise ConfigError(f"--seeds is for train; {verb} takes its seeds from the suite or recipe")
+        works, root = [check.check(verb, params, given, asked)], None
+    planned = submission.prepare(works, root)
+    for note in dict.fromkeys(note for work in works for note in work.notes):
+        typer.echo(f"note: {note}", err=True)
+    if dry_run:
+        typer.echo(submission.script(planned))
+        return
+    entries = submission.submit(planned)
+    if as_json:
+        return print_json([{"run": str(entry.run_dir), **entry.values} for entry in entries])
+    _tell(planned, entries)
+
+
+def _verb(words: list[str]) -> tuple[str, list[str]]:
+    from jepa.config import unknown_key
+    from jepa.slurm.check import VERBS
+
+    verb, rest = words[0], words[1:]
+    if verb in TWO_WORDS and rest[:1] == [TWO_WORDS[verb]]:
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
+    if verb not in VERBS:
+        told = unknown_key(verb, verb, list(VERBS)).replace("unknown key", "no such verb to submit:", 1)
+        raise ConfigError(told.replace("Valid keys here", "There are"))
+    return verb, rest
+
+
+def _read(context: typer.Context, verb: str, rest: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A verb's arguments by name, as the verb's own command reads them, and options to be passed on."""
+    root = context.find_root()
+    command: Any = root.command
+    for word in verb.split():
+        command = command.commands[word]
+    inner = command.make_context(verb, list(rest), parent=root)
+    given: list[str] = []
+    for parameter in command.params:
+        name = parameter.name
+        if name in _READ[verb] or name == "as_json" or inner.get_parameter_source(name).name == "DEFAULT":
+            continue
+        value = inner.params[name]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, bool):
+                given.append((parameter.opts if one else parameter.secondary_opts)[0])
+            else:
+                given.append(f"{parameter.opts[0]}={Path(one).absolute() if name in _PATHS else one}")
+    return dict(inner.params), tuple(given)
+
+
+def _runs(
+    params: Mapping[str, Any], given: tuple[str, ...], asked: Any, seeds: int | None
+) -> tuple[list[Any], Path | None]:
+    """Every run of a sweep, checked, and the folder they lie in; one run lies where it always does."""
+    from jepa import options
+    from jepa.slurm import check, sweep
+
+    points = sweep.grid(params["overrides"] or [], seeds)
+    if len(points) == 1:
+        only = dict(params) | {"overrides": list(points[0].overrides)}
+        return [check.check("train", only, given, asked)], None
+    first = list(points[0].overrides)
+    _, folder = options.run_settings(params["config"], first, None, params["debug"], params["tracker"] or [])
+    root = params["out"] or folder.with_name(f"{folder.name}-sweep")
+    works = []
+    for point in points:
+        own = dict(params) | {"overrides": list(point.overrides), "out": root / point.name}
+        try:
+            works.append(check.check("train", own, given, asked))
+        except ConfigError as error:
+            raise ConfigError(f"{point.name}: {error}") from None
+    return works, root
+
+
+def _tell(planned: Any, entries: list[Any]) -> None:
+    work, first = planned.works[0], entries[0]
+    root = _short(planned.root)
+    if len(entries) == 1:
+        typer.echo(f"job {first.job}: {work.profile.summary()}")
+        typer.echo(f"run     {root}")
+        typer.echo(f"log     {_short(first.log())}, errors and progress: {first.log(errors=True).name}")
+        typer.echo(f"watch   jepa jobs logs {root} --follow; all jobs: jepa jobs --in {root.parent}")
+        return
+    most = work.profile.array_parallelism
+    at_once = f", {most} at a time" if most is not None and most < len(entries) else ""
+    typer.echo(f"array {first.job.partition('_')[0]}: {len(entries)} runs{at_once}, each {work.profile.summary()}")
+    for entry in entries:
+        typer.echo(f"  {entry.job}  {_short(entry.run_dir)}")
+    typer.echo(f"logs    {_short(Path(first.values['logs']))}/")
+    typer.echo(f"watch   jepa jobs --in {root}; one of them: jepa jobs logs {_short(first.run_dir)} --follow")
+
+
+def _short(path: Path) -> Path:
+    """As the user would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
