@@ -80,3 +80,14 @@ def bench_encode(overrides: Overrides = None, device: Device = None, as_json: Js
     from jepa.bench import encode
 
     print_figures(encode.bench_encode(settings_of(encode.EncodeSettings, overrides), device), as_json)
+
+
+@bench_app.command("interrupt")
+def bench_interrupt(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Interrupting a run again and again: steps lost, times, and whether it ends as if undisturbed."""
+    from jepa.bench import interrupt
+
+    result = interrupt.bench_interrupt(settings_of(interrupt.InterruptSettings, overrides))
+    print_figures(result, as_json)
+    if not interrupt.flawless(result):
+        raise typer.Exit(1)
