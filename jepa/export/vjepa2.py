@@ -129,7 +129,8 @@ def _configurer(
         inferred: dict[str, Any] = {"name": method, "encoder": official.encoder_values(SIZES, shape, cut, heads)}
         if "predictor" in parts:
             inferred["predictor"] = _predictor_values(method, parts["predictor"], shape["width"], source)
-        else:  # fresh, of the published size; the encoder's heads do not divide its width for every encoder
+        elif not {"width", "heads"} & ((given.get("method") or {}).get("predictor") or {}).keys():
+            # fresh, of the published size, which the heads of some encoders do not divide
             inferred["predictor"] = {"heads": _OFFICIAL_HEADS[VideoPredictorConfig().width]}
         inferred |= settings(parts, source)
         seen = data if len(shape["patch"]) == 3 else {"image_size": data["image_size"]}
