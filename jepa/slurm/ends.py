@@ -31,6 +31,7 @@ class GivenUpError(TrainingError):
 FINAL = (ConfigError, CheckpointError, DivergedError, GivenUpError)  # the same input gives the same error again
 KILLED, FAILED, REQUEUED, BY_HAND = "node failure or killed", "failed rank", "requeued", "manual"
 _DUE = re.compile(r"CANCELLED AT (\S+) DUE TO ([A-Z ]+?) \*\*\*")  # slurmstepd, in the error log
+_NEAR = 900  # seconds before the time limit in which a signal is taken for its announcement
 _WORDS = {"PREEMPTION": "preempted", "JOB REQUEUE": REQUEUED, "TIME LIMIT": "time limit", "NODE FAILURE": KILLED}
 
 
@@ -219,7 +220,19 @@ def why_again(job: str) -> str:
     except (OSError, subprocess.TimeoutExpired):  # in a container SLURM's commands are not at hand
         said = ""
     found = re.search(r"PreemptTime=(\S+)", said)
-    return "preempted" if found and found[1] not in ("None", "N/A") else "time limit"
+    if found and found[1] not in ("None", "N/A"):
+        return "preempted"
+    times = [re.search(rf"\b{name}=(?:(\d+)-)?(\d+):(\d+):(\d+)", said) for name in ("TimeLimit", "RunTime")]
+    limit, run = (_seconds(time.groups()) if time is not None else None for time in times)
+    if limit is not None and run is not None and limit - run > _NEAR:
+        return "told to, by SIGUSR2"  # SLURM has forgotten why, or somebody has sent it
+    return "time limit"
+
+
+def _seconds(parts: tuple[str | None, ...]) -> int:
+    """Of days, hours, minutes and seconds as SLURM writes them."""
+    days, hours, minutes, seconds = (int(part or 0) for part in parts)
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 __all__ = [

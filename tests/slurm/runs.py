@@ -17,13 +17,13 @@ from tests import tiny
 from tests.slurm.conftest import Cluster, wait_for
 from tests.train import runs
 
-STEPS, EVERY = 60, 10
+STEPS, EVERY = 600, 50
 NODES = ("127.0.0.1", "127.0.0.2")
 PATIENCE = 120.0  # seconds for a start on a busy machine: Python, torch, the process group, the first step
 
 
 def write_config(folder: Path, data: Path, *, steps: int = STEPS) -> Path:
-    """The tiny run with more steps, a checkpoint every 10 and room to strike between them."""
+    """The tiny run with more steps, a checkpoint every 50 and room to strike between them."""
     values = tiny.VALUES | {
         "data": tiny.VALUES["data"] | {"path": str(data)},
         "train": tiny.VALUES["train"]
@@ -99,14 +99,17 @@ class Run:
         return self.cluster.state(self.job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
     def requeued(self, times: int) -> None:
-        """Wait until SLURM has put the job back into the queue, and let it start without delay."""
+        """Wait until SLURM has put the job back into the queue.
+
+        Its delay before the start (seconds on this cluster) is left alone: a job that is pushed at once may start with
+        a credential of before, which is revoked.
+        """
         wait_for(lambda: int(self.cluster.job(self.job)["Restarts"]) >= times, 90, self.tell)
         wait_for(lambda: self.cluster.state(self.job) in ("PENDING", "RUNNING"), 30, self.tell)
-        self.cluster.start_now(self.job)
 
     def finish(self) -> None:
         """Wait for the end, which must be a good one."""
-        wait_for(self.ended, PATIENCE, self.tell)
+        wait_for(self.ended, 2 * PATIENCE, self.tell)
         assert self.cluster.state(self.job) == "COMPLETED", self.tell()
 
     def kill_rank(self, rank: int) -> None:

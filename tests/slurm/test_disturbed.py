@@ -34,10 +34,10 @@ def undisturbed(session_cluster: Cluster, config: Path, tmp_path_factory: pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
+    """A file system of 48 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"mounting a small disk is not allowed here: {done.stderr.strip()}")
@@ -79,9 +79,12 @@ def test_requeued_preempted_and_a_rank_killed(
     run.requeued(3)
     run.finish()
     starts = run.starts()
-    assert [line["attempt"] for line in starts] == list(range(len(starts)))
-    assert [line["steps_lost"] for line in starts[1:3]] == [0, 0], starts  # both were told before
-    assert 0 < starts[3]["steps_lost"] <= EVERY, starts
+    assert [line["attempt"] for line in starts] == list(range(1, len(starts) + 1))
+    assert [line["lost"] for line in starts[1:3]] == [0, 0], starts  # both were told before
+    assert 0 < starts[3]["lost"] <= EVERY, starts
+    reasons = [line["reason"] for line in starts]
+    assert reasons[:2] == ["start", "requeued"] and reasons[3] == "failed rank", starts
+    assert reasons[2] in ("preempted", "told to, by SIGUSR2"), starts
     assert_same_run(run.folder, undisturbed)
 
 
@@ -93,7 +96,7 @@ def test_a_node_that_dies(cluster: Cluster, undisturbed: Path, config: Path, tmp
     cluster.node("up", NODES[1])
     run.requeued(1)
     run.finish()
-    assert 0 < run.starts()[1]["steps_lost"] <= EVERY
+    assert 0 < run.starts()[1]["lost"] <= EVERY
     assert_same_run(run.folder, undisturbed)
 
 
@@ -105,7 +108,7 @@ def test_a_time_limit(cluster: Cluster, undisturbed: Path, config: Path, tmp_pat
     run.requeued(1)
     cluster.run(["scontrol", "update", f"JobId={run.job}", "TimeLimit=30"])
     run.finish()
-    assert run.starts()[1]["steps_lost"] == 0
+    assert run.starts()[1]["lost"] == 0
     assert_same_run(run.folder, undisturbed)
 
 
@@ -153,7 +156,7 @@ def test_what_cannot_run_is_refused_at_once_in_slurms_words(cluster: Cluster, co
         (["nodes=4"], "Node count specification invalid"),
         (["time=5:00:00"], "Requested time limit is invalid"),
         (["partition=nowhere"], "invalid partition specified: nowhere"),
-        (["memory=900G"], "Memory"),
+        (["memory=900G"], "Requested node configuration is not available"),
     ):
         refused = cluster.run(submit_words(cluster, config, tmp_path / "run", settings=settings), check=False)
         assert refused.returncode == 2 and words in refused.stderr, (settings, refused.stderr)
