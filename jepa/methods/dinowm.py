@@ -234,12 +234,15 @@ class DinoWM(FrozenWorldModel):
             told = chunks[:, number, :left].flatten(0, 1).unsqueeze(1)
             found = self.ahead(_repeat(newest, left), past, last=True, told=told)
             shape = (len(steps), left)
-            proprio = None if found.proprio is None else found.proprio.squeeze(1).unflatten(0, shape)
-            latents = found.latents.squeeze(1).unflatten(0, shape)
+            proprio = (
+                None if found.proprio is None else found.proprio.squeeze(1).reshape(*shape, *found.proprio.shape[2:])
+            )
+            latents = found.latents.squeeze(1).reshape(*shape, *found.latents.shape[2:])
             known = known.join(Frames(latents, proprio, follow[:, count : count + left]))
         ahead = known.part(before, known.count)
-        size = (batch, plans)
-        return ahead.latents.unflatten(0, size), None if ahead.proprio is None else ahead.proprio.unflatten(0, size)
+        latents = ahead.latents.reshape(batch, plans, *ahead.latents.shape[1:])
+        proprio = ahead.proprio
+        return latents, None if proprio is None else proprio.reshape(batch, plans, *proprio.shape[1:])
 
     def _seen(self, state: State, actions: Tensor) -> Frames:
         self.check(state, actions)

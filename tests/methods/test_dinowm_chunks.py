@@ -78,7 +78,7 @@ def test_chunks_are_learned() -> None:
     for step in range(150):
         output = model.learn(*world(step), None)
         learner.zero_grad()
-        output.loss.backward()
+        output.loss.backward()  # type: ignore[no-untyped-call]
         learner.step()
         losses.append(float(output.metrics["loss_chunk"]))
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
