@@ -1138,6 +1138,13 @@ END_TO_END = (
         "nn/test_few_tokens.py::test_a_whole_window",
     ),
     one(
+        "dinowm: a leap tells all steps of a round its longest chunk",
+        "methods/dinowm.py",
+        "told = chunks[:, number, :left].flatten(0, 1)",
+        "told = chunks[:, number, left - 1 : left].expand(-1, left, -1).flatten(0, 1)",
+        "methods/test_dinowm_chunks.py::test_a_later_action_never_changes_an_earlier_prediction",
+    ),
+    one(
         "lewm: a chunk tells one action too many",
         "nn/causal.py",
         "dtype=actions.dtype).tril(-1)",

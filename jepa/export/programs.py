@@ -186,10 +186,10 @@ def world_programs(model: WorldModel, mean: tuple[float, ...], std: tuple[float,
             f"{type(model).__name__} cannot be exported as a roll-out step: that is known for ac, dinowm, lewm and "
             "rssm. Its encoder's own run can be exported"
         )
-    if isinstance(model, LeWM) and model.chunks is not None:
+    if isinstance(model, LeWM | DinoWM) and model.chunks is not None:
         raise ConfigError(
-            f"this lewm predicts {model.config.chunk} actions at once (method.chunk): a step of one action is not what "
-            "it imagines with. Train with method.chunk=1 to export it"
+            f"this world model predicts {model.config.chunk} actions at once (method.chunk): a step of one action is "
+            "not what it imagines with. Train with method.chunk=1 to export it"
         )
     model = copy.deepcopy(model).eval().requires_grad_(False)
     normalise = Normalise(mean, std)

@@ -10,10 +10,13 @@ z_t = [frozen(o_t), embedded proprioception, embedded a_t]   tokens of frame t, 
 one step  = mean over t of |predictor(z_<=t) - z_t+1|^2      (features and proprioception, not the action)
 roll-out  = the same of `rollout` frames in a row, each predicted from the predictions before it; gradients go through
 
+With `chunk: K` it also learns to predict over 2 .. K actions at once (variable-length world models, arXiv 2606.21775):
+the newest frame is told the chunk instead of its action. Imagining H steps then takes H / K predictions in a row.
+
 The predictor looks at the newest `history` frames. Longer training clips are for the roll-out loss.
 
 Shapes: B batch, S plans, T frames, H imagined steps, N patches of a frame, D width, A action, P proprioception, Q its
-embedding.
+embedding, E embedded action, R = B * S rows, K chunk.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from jepa.masks import Masks
 from jepa.methods.base import Output, Schedule
 from jepa.methods.frozen import FrozenConfig, FrozenWorldModel
 from jepa.methods.world import History, Space, State
+from jepa.nn import noise
+from jepa.nn.causal import ChunkEncoder
 from jepa.nn.frame_causal import Past
 from jepa.nn.heads import HeadsConfig
 from jepa.nn.patch_predictor import PatchPredictor, PatchPredictorConfig
@@ -49,6 +54,7 @@ class DinoWMConfig:
     proprio_width: int = 10  # of embedded proprioception
     rollout: int = 0  # steps of the roll-out loss; 0: off
     rollout_weight: float = 1.0  # of the roll-out loss
+    chunk: int = 1  # most actions that one prediction covers; 1: as in the paper
     loss: Literal["l1", "l2", "smooth_l1"] = "l2"  # distance of latents; l2 is the mean squared error
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
     straighten: float = 0.0  # weight of the curvature of paths in a learned projection, which is then the readout
@@ -56,10 +62,10 @@ class DinoWMConfig:
     coarse: int = 4  # rows and columns that tokens are averaged onto, for heads and projection
 
     def __post_init__(self) -> None:
-        if min(self.history, self.action_width, self.proprio_width) < 1:
+        if min(self.history, self.action_width, self.proprio_width, self.chunk) < 1:
             raise ConfigError(
-                f"history={self.history}, action_width={self.action_width}, proprio_width={self.proprio_width}: all at "
-                "least 1"
+                f"history={self.history}, action_width={self.action_width}, proprio_width={self.proprio_width}, "
+                f"chunk={self.chunk}: all at least 1"
             )
 
 
@@ -78,6 +84,13 @@ class DinoWM(FrozenWorldModel):
             config.predictor, self.encoder.width, proprio, config.action_width, self.encoder.tokens, config.history
         )
         self.extend(proprio)
+        if size[0] < config.chunk + 1:
+            raise ConfigError(
+                f"windows of {size[0]} frames are too short: chunk={config.chunk} needs {config.chunk + 1}. Set "
+                "data.clip.frames"
+            )
+        wide = config.action_width
+        self.chunks = ChunkEncoder(config.space.action, config.chunk, wide) if config.chunk > 1 else None
 
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         history = self.window(x, batch)
@@ -98,6 +111,10 @@ class DinoWM(FrozenWorldModel):
             rolled = self._follow(seen, one_step, start, steps)
             loss = self.distance(rolled, seen.part(start, start + steps))
             total, metrics["loss_rollout"] = total + self.config.rollout_weight * loss, loss.detach()
+        if self.chunks is not None:
+            g = torch.arange(len(latents)) if batch is None else batch.g
+            loss = self.chunk_error(seen, g.to(latents.device))
+            total, metrics["loss_chunk"] = total + loss, loss.detach()
         more, parts = self.also(_state(seen), _state(one_step), seen.actions, batch)
         total, metrics = total + more, metrics | parts
         with torch.no_grad():  # what saying that nothing moves would cost
@@ -113,6 +130,27 @@ class DinoWM(FrozenWorldModel):
             nxt = self.ahead(known.part(max(0, known.count - self.config.history), known.count), last=True)
             found = found.join(Frames(nxt.latents, nxt.proprio, newest.actions))
         return found
+
+    def chunk_error(self, seen: Frames, g: Tensor) -> Tensor:
+        """Mean distance of predictions over 2 .. K actions: one length for each frame of the window, keyed by g (B,).
+
+        The frames before are told single actions, as when imagining.
+        """
+        assert self.chunks is not None
+        chunks = self.chunks(self.action_embed(seen.actions), seen.actions)  # (B, T, K, E)
+        starts = range(min(seen.count - 2, self.config.history))  # frames that two actions or more follow
+        drawn, rows = noise.uniform("chunk", self.seed, g, len(starts)), torch.arange(len(g), device=g.device)
+        errors = []
+        for at in starts:
+            most = min(self.config.chunk, seen.count - 1 - at)
+            length = 2 + (drawn[:, at] * (most - 1)).long()
+            told = chunks[rows, at, length - 1].unsqueeze(1)
+            past = self.ahead(seen.part(0, at), last=True).past if at else None
+            found = self.ahead(seen.part(at, at + 1), past, last=True, told=told)
+            proprio = None if seen.proprio is None else seen.proprio[rows, at + length].unsqueeze(1)
+            wanted = Frames(seen.latents[rows, at + length].unsqueeze(1), proprio, seen.actions[:, :1])
+            errors.append(self.distance(found, wanted))
+        return torch.stack(errors).mean()
 
     def frames(self, latents: Tensor, actions: Tensor, proprio: Tensor | None) -> Frames:
         """Frames as the predictor takes them; without an action after the newest one, zeros stand there.
@@ -132,9 +170,12 @@ class DinoWM(FrozenWorldModel):
             embedded = embedded.unsqueeze(2).expand(-1, -1, latents.shape[2], -1)
         return Frames(latents, embedded, self.action_scale(actions))
 
-    def ahead(self, frames: Frames, past: Past | None = None, last: bool = False) -> Ahead:
-        """What follows each of these frames; see `jepa.nn.rollout.Predictor`."""
-        actions = self.action_embed(frames.actions)
+    def ahead(self, frames: Frames, past: Past | None = None, last: bool = False, told: Tensor | None = None) -> Ahead:
+        """What follows each of these frames; see `jepa.nn.rollout.Predictor`.
+
+        `told`: what stands for their embedded actions (B, T, E), where it is not these.
+        """
+        actions = self.action_embed(frames.actions) if told is None else told
         tokens = self.predictor.tokens(frames.latents, frames.proprio, actions)
         out, past = self.predictor(tokens, actions, past, last)
         return Ahead(*self.predictor.split(out), past)
@@ -164,14 +205,44 @@ class DinoWM(FrozenWorldModel):
             ConfigError: actions of another size, or a state without the proprioception that the model needs.
         """
         seen = self._seen(state, actions)
-        at_once = self.plans_at_once(state, actions.shape[1], self.config.history)
+        at_once = self.plans_at_once(state, actions.shape[1], self.config.history * self.config.chunk)
         parts = [
             roll_out(self, seen, self.action_scale(piece), self.config.history)
+            if self.chunks is None
+            else self._leap(seen, self.action_scale(piece), self.chunks)
             for piece in torch.split(actions, at_once, dim=1)
         ]
         proprio = [p.mean(dim=-2) for _, p in parts if p is not None]
         future = State(torch.cat([z for z, _ in parts], dim=1), torch.cat(proprio, dim=1) if proprio else None)
         return self.doubted(state, future, actions)
+
+    def _leap(self, seen: Frames, actions: Tensor, encoder: ChunkEncoder) -> tuple[Tensor, Tensor | None]:
+        """`roll_out` by rounds of up to K predictions, each from the last frame of the round before."""
+        batch, plans, horizon, _ = actions.shape
+        steps, before = actions.flatten(0, 1), seen.count
+        chunks = encoder(self.action_embed(steps), steps, every=self.config.chunk)  # (R, rounds, K, E)
+        known = _repeat(seen, plans)
+        follow = torch.cat([known.actions[:, :-1], steps, torch.zeros_like(steps[:, :1])], dim=1)
+        for number in range(chunks.shape[1]):
+            count, left = known.count, min(self.config.chunk, horizon - number * self.config.chunk)
+            known = replace(known, actions=follow[:, :count])
+            first = max(0, count - self.config.history)
+            past = None
+            if first < count - 1:
+                past = self.ahead(known.part(first, count - 1), last=True).past.repeat(left)
+            newest = known.part(count - 1, count)
+            told = chunks[:, number, :left].flatten(0, 1).unsqueeze(1)
+            found = self.ahead(_repeat(newest, left), past, last=True, told=told)
+            shape = (len(steps), left)
+            proprio = (
+                None if found.proprio is None else found.proprio.squeeze(1).reshape(*shape, *found.proprio.shape[2:])
+            )
+            latents = found.latents.squeeze(1).reshape(*shape, *found.latents.shape[2:])
+            known = known.join(Frames(latents, proprio, follow[:, count : count + left]))
+        ahead = known.part(before, known.count)
+        latents = ahead.latents.reshape(batch, plans, *ahead.latents.shape[1:])
+        proprio = ahead.proprio
+        return latents, None if proprio is None else proprio.reshape(batch, plans, *proprio.shape[1:])
 
     def _seen(self, state: State, actions: Tensor) -> Frames:
         self.check(state, actions)
@@ -181,6 +252,12 @@ class DinoWM(FrozenWorldModel):
         if proprio is not None:
             proprio = proprio.unsqueeze(2).expand(-1, -1, latents.shape[2], -1)
         return Frames(latents, proprio, self.action_scale(before))
+
+
+def _repeat(frames: Frames, times: int) -> Frames:
+    proprio = None if frames.proprio is None else frames.proprio.repeat_interleave(times, dim=0)
+    latents, actions = (x.repeat_interleave(times, dim=0) for x in (frames.latents, frames.actions))
+    return Frames(latents, proprio, actions)
 
 
 def _state(frames: Frames | Ahead) -> State:

@@ -1,0 +1,97 @@
+"""DINO-WM with chunks of actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from jepa.errors import ConfigError
+from jepa.methods.dinowm import DinoWM
+from tests.methods.frozen_worlds import ACTION, example, make
+
+
+def dinowm(**more: Any) -> DinoWM:
+    model = make("dinowm", frames=5, **more)
+    assert isinstance(model, DinoWM)
+    return model.eval()
+
+
+@pytest.mark.parametrize("action", ["concat", "adaln"])
+@pytest.mark.parametrize("seen", [1, 2, 4])
+def test_leaps_are_predictions_over_the_first_k_actions(action: str, seen: int) -> None:
+    model = dinowm(chunk=3, predictor={"action": action})
+    assert model.chunks is not None
+    torch.nn.init.normal_(model.chunks.fc2.weight)
+    plans = torch.randn(2, 3, 5, ACTION)
+    with torch.no_grad():
+        state = model.observe(example(model, frames=seen))
+        found = model.imagine(state, plans).latents
+        assert found.shape[:3] == (2, 3, 5)
+        for s in range(3):
+            known, chosen = model._seen(state, plans), model.action_scale(plans[:, s])
+            begin = known.count
+            for start, length in ((0, 3), (3, 2)):
+                known.actions[:, -1] = chosen[:, start]
+                window = known.part(max(0, known.count - model.config.history), known.count)
+                ahead = []
+                for k in range(1, length + 1):
+                    chunk = chosen[:, start : start + k]
+                    told = model.action_embed(window.actions)
+                    told[:, -1] = model.chunks(model.action_embed(chunk), chunk)[:, 0, k - 1]
+                    ahead.append(model.ahead(window, last=True, told=told))
+                for k, step in enumerate(ahead):
+                    at = min(start + k + 1, 4)
+                    known = known.join(type(known)(step.latents, step.proprio, chosen[:, at : at + 1]))
+            torch.testing.assert_close(found[:, s], known.latents[:, begin:], atol=1e-4, rtol=1e-3)
+
+
+def test_a_later_action_never_changes_an_earlier_prediction() -> None:
+    model = dinowm(chunk=3)
+    state, plans = model.observe(example(model, frames=2)), torch.randn(2, 2, 5, ACTION)
+    with torch.no_grad():
+        before = model.imagine(state, plans).latents
+        for step in range(5):
+            later = plans.clone()
+            later[:, :, step] += 1
+            changed = (model.imagine(state, later).latents != before).flatten(3).any(-1)
+            assert not changed[:, :, :step].any() and changed[:, :, step].all()
+
+
+def test_chunks_are_learned() -> None:
+    """Latents go on by what the actions add."""
+    torch.set_num_threads(1)
+    model = dinowm(chunk=3, space={"proprio": 0})
+    tokens, width = model.encoder.tokens, model.encoder.width
+    push = torch.randn(ACTION, width, generator=torch.Generator().manual_seed(3))
+
+    def world(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        actions = torch.randn(32, 4, ACTION, generator=draw) / 2
+        first = torch.randn(32, 1, 1, width, generator=draw)
+        path = torch.cat([first, first + (actions @ push).cumsum(1).unsqueeze(2)], 1)
+        return path.expand(-1, -1, tokens, -1), actions
+
+    learner = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3)
+    losses = []
+    for step in range(150):
+        output = model.learn(*world(step), None)
+        learner.zero_grad()
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        learner.step()
+        losses.append(float(output.metrics["loss_chunk"]))
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_without_chunks_there_is_none_of_it() -> None:
+    plain, chunked = dinowm(), dinowm(chunk=2)
+    extra = chunked.state_dict().keys() - plain.state_dict().keys()
+    assert extra and all(name.startswith("chunks.") for name in extra)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="chunk=5 needs 6"):
+        dinowm(chunk=5)
+    with pytest.raises(ConfigError, match="chunk=0"):
+        dinowm(chunk=0)
