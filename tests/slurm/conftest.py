@@ -118,12 +118,11 @@ def needs_slurm(*programs: str) -> None:
         pytest.skip(told)
 
 
-def started(accounting: bool) -> Iterator[Cluster]:
+def started(*options: str) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="jepa-slurm-", dir="/tmp"))  # short, for the paths of sockets
-    options = ["--accounting"] if accounting else []
     dev_cluster("up", "--dir", str(folder), "--until-exit", str(os.getpid()), *options)
     try:
-        yield Cluster(folder, accounting)
+        yield Cluster(folder, "--accounting" in options)
     finally:
         dev_cluster("down", "--dir", str(folder))
 
@@ -131,7 +130,7 @@ def started(accounting: bool) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def session_cluster() -> Iterator[Cluster]:
     needs_slurm("slurmctld", "slurmd", "sinfo", "munged")
-    yield from started(accounting=False)
+    yield from started()
 
 
 @pytest.fixture
@@ -147,4 +146,4 @@ def accounting_cluster() -> Iterator[Cluster]:
     needs_slurm("slurmctld", "slurmd", "sinfo", "munged")
     if shutil.which("slurmdbd", path="/usr/sbin:/usr/local/sbin") is None or shutil.which("mariadbd") is None:
         pytest.skip("slurmdbd or mariadb-server is not installed")
-    yield from started(accounting=True)
+    yield from started("--accounting")

@@ -113,7 +113,7 @@ def test_ends_with_the_process_it_was_started_for(folder: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as other:
         dev_cluster("up", "--dir", str(folder), "--until-exit", str(other.pid))
         other.kill()
-    wait_for(lambda: left_of(folder) == [], 30, lambda: left_of(folder))
+    wait_for(lambda: left_of(folder) == [] and not folder.exists(), 30, lambda: left_of(folder))
 
 
 def test_two_at_once(cluster: Cluster, folder: Path) -> None:
