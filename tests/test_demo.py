@@ -33,6 +33,7 @@ WORLD = (
 )
 EPISODES = ("source.episodes={train: 4, val: 2, test: 3}", "source.steps=40")
 FEW = ("bootstrap.resamples=100",)
+STATES = (*FEW, "probes.frames.mlp.steps=40", "probes.frames.mlp.look_every=20")
 PLANS = ("episodes=2", "budget=10", "planner.solver={samples: 8, elites: 2, iterations: 1}", "pictures.steps=3")
 CODE = f"""
 from dataclasses import replace
@@ -42,7 +43,7 @@ if __name__ == "__main__":
     images = replace(IMAGES, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=30")}, probes={SUITE})
     video = replace(VIDEO, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=10")}, probes={(*SUITE, *TOKENS)})
     world = replace(
-        WORLD, recipe={EPISODES}, overrides={WORLD}, probes={FEW}, plans={PLANS},
+        WORLD, recipe={EPISODES}, overrides={WORLD}, probes={STATES}, plans={PLANS},
         rollouts={(*FEW, "windows.horizon=3", "pictures.decoder_steps=2", "pictures.bank=16")},
     )
     demo(Path("demo"), seed=3, chapters=(images, video, world))
@@ -62,6 +63,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
     run = tmp_path / "demo"
@@ -74,7 +76,7 @@ def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
     assert not (run / "summary.json").exists()
 
     second = start(tmp_path)
-    output, errors = second.communicate(timeout=240)
+    output, errors = second.communicate(timeout=400)
     assert second.returncode == 0, errors
     assert "report.html" in output and "random init" in output and "linear" in output
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -105,7 +107,7 @@ def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
 
     weights = (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes()
     third = start(tmp_path)
-    _, errors = third.communicate(timeout=240)
+    _, errors = third.communicate(timeout=400)
     assert third.returncode == 0, errors
     assert (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes() == weights, "nothing is trained twice"
     again = json.loads((run / "summary.json").read_text())
