@@ -234,6 +234,7 @@ def test_compiled_parts_keep_names_and_losses(tiny_data: Path, tmp_path: Path) -
     before = torch.compiler.get_default_backend()
     torch.compiler.set_default_backend("aot_eager")
     try:
+        counters.clear()  # what other tests have compiled
         train(run_config(tiny_data), tmp_path / "plain", quiet=True)
         assert not counters["stats"]["unique_graphs"]
         train(run_config(tiny_data, "train.compile=true"), tmp_path / "compiled", quiet=True)
