@@ -14,10 +14,10 @@ TESTS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check mutants format docs clean
+.PHONY: help install demo test check mutants format docs site site-live clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(STAMP) ## make .venv and install the package with the versions of constraints.txt
 
@@ -51,8 +51,15 @@ format: install ## put the format right
 	@$(RUN) ruff format .
 	@$(RUN) ruff check --fix .
 
-docs: install ## write docs/reference/config.md anew from the dataclasses
+docs: install ## write docs/reference anew from the dataclasses and the heads of shipped files
 	@$(BIN)/python docs/reference/generate.py
+	@$(BIN)/python docs/reference/cards.py
+
+site: install ## the guide as a site, in build/site; opens from the disk
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
+
+site-live: install ## the same on loopback, rendered again at every change
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 clean: ## remove what can be made again; runs/ and data/ stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -7,6 +7,7 @@ user can act on into one message and exit code 2; anything else is a bug and kee
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,15 +16,15 @@ import typer
 from typer.core import TyperGroup
 
 import jepa
-from jepa import options
+from jepa import options, verbosity
 from jepa.cli_bench import bench_app
 from jepa.cli_export import export
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.cli_slurm import jobs_app, submit
 from jepa.errors import AGAIN, INTERRUPTED, ConfigError, JepaError
-from jepa.options import Json, Overrides, settings_of
-from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
+from jepa.options import Json, Overrides, complete, settings_of
+from jepa.terminal import flushed, print_facts, print_json, print_table, say, set_up_logging, unexpected
 
 # as help lists them: in the order of the job
 VERBS = (
@@ -45,7 +46,6 @@ app = typer.Typer(
     help="JEPAs from shards to plans: pretraining, frozen probes, world models, reports. Start with `jepa demo`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Build a data set from a recipe, or look at one.", no_args_is_help=True)
@@ -65,8 +65,16 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors alone: no progress.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Errors with their traceback, warnings, what libraries log.")
+    ] = False,
 ) -> None:
     """Only carries the options that come before a verb."""
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose: give one of them")
+    verbosity.choose(quiet, verbose)
+    set_up_logging()
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -74,7 +82,10 @@ def _root(
 
 @data_app.command("build")
 def data_build(
-    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file or the name of a shipped one (digits).")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A recipe: a YAML file or a shipped one (digits).", autocompletion=complete("datasets")),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the data set to.")],
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(help="Processes that encode images or look through tars; 0: this one.")] = 0,
@@ -146,7 +157,12 @@ def data_check(
 
 @app.command(rich_help_panel=MAIN)
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, a shipped name (ijepa-vit-b16), or a run folder.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, a shipped name (ijepa-vit-b16), or a run folder.", autocompletion=complete("configs")
+        ),
+    ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")] = False,
@@ -186,7 +202,10 @@ def train(
 @app.command(rich_help_panel=MAIN)
 def probe(
     run: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or features made by `jepa extract`.")],
-    suite: Annotated[str, typer.Option(help="A suite: a YAML file or the name of a shipped one (digits, imagenet).")],
+    suite: Annotated[
+        str,
+        typer.Option(help="A suite: a YAML file or a shipped one (digits, imagenet).", autocompletion=complete("eval")),
+    ],
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="Where encoders run: auto, cpu, cuda, mps.")] = "auto",
     as_json: Json = False,
@@ -360,6 +379,8 @@ def main(arguments: list[str] | None = None, failed: Callable[[Exception], None]
             failed(error)
         if not isinstance(error, JepaError):
             return unexpected(error)
+        if verbosity.verbose():
+            traceback.print_exception(error)
         say("error:", str(error))
         return 2
     return flushed(0)

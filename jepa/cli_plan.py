@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from jepa.options import Json, Overrides
+from jepa.options import Json, Overrides, complete
 from jepa.terminal import print_json, print_table
 
 
 def plan(
     run: Annotated[Path, typer.Argument(help="A run folder or a checkpoint of a world model.")],
-    suite: Annotated[str, typer.Option(help="A suite: a YAML file or the name of a shipped one (tworoom, pusht).")],
+    suite: Annotated[
+        str,
+        typer.Option(help="A suite: a YAML file or a shipped one (tworoom, pusht).", autocompletion=complete("eval")),
+    ],
     overrides: Overrides = None,
     beside: Annotated[
         list[Path] | None,

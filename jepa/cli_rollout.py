@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
-from jepa.options import Json, Overrides
+from jepa.options import Json, Overrides, complete
 from jepa.terminal import print_json, print_table
 
 
 def rollout(
     run: Annotated[Path, typer.Argument(help="A run folder of a world model, or one of its checkpoints.")],
     overrides: Overrides = None,
-    suite: Annotated[str | None, typer.Option(help="A suite: a YAML file or a shipped one (tworoom-rollout).")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A suite: a YAML file or a shipped one (tworoom-rollout).", autocompletion=complete("eval")),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:

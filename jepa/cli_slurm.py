@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jepa.errors import ConfigError
-from jepa.options import Json
+from jepa.options import Json, complete
 from jepa.terminal import print_json, print_table
 
 TWO_WORDS = {"data": "build"}
@@ -32,7 +32,11 @@ def submit(
         typer.Argument(metavar="VERB ARGUMENTS...", help="As without `submit`: train CONFIG --out RUN optim.lr=1e-3."),
     ],
     cluster: Annotated[
-        str | None, typer.Option(help="A profile: a YAML file, or the name of a shipped one (local, gpu, h100).")
+        str | None,
+        typer.Option(
+            help="A profile: a YAML file, or a shipped one (local, gpu, h100).",
+            autocompletion=complete("slurm"),
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from jepa import resources
 from jepa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +21,22 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file, as section.key=value."),
 ]
+
+
+def complete(kind: str) -> Callable[[str], list[str]]:
+    """For the shell's completion: names of shipped files of a kind that begin like this, and paths that do."""
+
+    def found(incomplete: str) -> list[str]:
+        names = [name for name in resources.names(kind) if name.startswith(incomplete)]
+        above, slash, begun = incomplete.rpartition("/")
+        folder = Path(above + slash or ".")
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        paths = [p for p in inside if p.name.startswith(begun) and (begun or not p.name.startswith("."))]
+        return [*names, *(f"{above}{slash}{p.name}{'/' if p.is_dir() else ''}" for p in paths)]
+
+    return found
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the fastest here.")]
 

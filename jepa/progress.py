@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from jepa import verbosity
+
 T = TypeVar("T")
 _PLAIN_EVERY = 10.0  # seconds between lines when the output is not a terminal
 
@@ -115,6 +117,7 @@ class Display:
     """Progress on standard error: one live line on a terminal, a log line now and then elsewhere; only on rank 0."""
 
     def __init__(self, total: int, done: int, shown: bool = True) -> None:
+        shown = shown and not verbosity.quiet()
         self.console = Console(stderr=True, quiet=not shown)
         self.total, self._begin_step, self._begin = total, done, time.perf_counter()
         self._last = -math.inf

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 import traceback
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from jepa import verbosity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +49,16 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             print_facts(value, indent + "  ")
         else:
             typer.echo(f"{indent}{key}: {value}")
+
+
+def set_up_logging() -> None:
+    """What libraries say: warnings usually, everything of note with --verbose, nothing with --quiet."""
+    if verbosity.quiet():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    elif verbosity.verbose():
+        warnings.simplefilter("default")
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
 
 def say(label: str, message: str) -> None:

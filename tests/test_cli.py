@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import jepa
-from jepa import options
+from jepa import cli, options, verbosity
 from jepa.errors import ConfigError
+from jepa.progress import Display
+from tests.hygiene.tree import ROOT
 
 HEAVY = ("torch", "numpy", "torchvision", "PIL", "accelerate", "sklearn", "yaml")
 
@@ -180,3 +183,44 @@ def test_a_full_disk_or_a_locked_folder_is_one_message(tmp_path: Path) -> None:
 def test_other_ranks_say_which_they_are() -> None:
     done = run("train", "ijepa-vit-s16", RANK="1")
     assert done.returncode == 2 and done.stderr.startswith("error: [rank 1] data.path is empty")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("jepa train vjepa2-", {"vjepa2-vit-g16", "vjepa2-vit-h16", "vjepa2-vit-l16"}),
+        ("jepa train mine", {"mine.yaml", "mine/"}),
+        ("jepa plan RUN --suite tworoom-l", {"tworoom-lewm"}),
+        ("jepa submit train x --cluster h1", {"h100"}),
+        ("jepa data bui", {"build"}),
+    ],
+)
+def test_the_shell_completes_names_and_paths(words: str, offered: set[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine.yaml").touch()
+    count = str(len(words.split()) - 1)
+    asked = {"_JEPA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count, "PYTHONPATH": str(ROOT)}
+    done = run(cwd=tmp_path, **asked)
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(verbosity.VARIABLE, "")
+    assert cli.main(["train", "nosuch"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert cli.main(["--verbose", "train", "nosuch"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told and told.splitlines()[-1].startswith("error:")
+    with Display(10, 0) as display:
+        display.say("noted")
+    assert "noted" in capsys.readouterr().err
+    assert cli.main(["--quiet", "train", "nosuch"]) == 2
+    assert "error:" in capsys.readouterr().err
+    with Display(10, 0) as display:
+        display.say("noted")
+    assert capsys.readouterr().err == ""
+    assert cli.main(["-q", "-v", "doctor"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    logging.disable(logging.NOTSET)
+    monkeypatch.setenv(verbosity.VARIABLE, "loud")
+    assert verbosity.level() == verbosity.USUAL

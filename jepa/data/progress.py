@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jepa import verbosity
+
 Advance = Callable[[int], None]
 
 
 @contextlib.contextmanager
 def bar(unit: str, total: int, done: int, show: bool, doing: str = "building") -> Iterator[Advance]:
-    """A function that moves the bar on; it does nothing without a terminal."""
-    if not show or not sys.stderr.isatty():
+    """A function that moves the bar on; it does nothing without a terminal, or with `jepa --quiet`."""
+    if not show or verbosity.quiet() or not sys.stderr.isatty():
         yield lambda count: None
         return
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jepa
-from jepa import checkpoint, config
+from jepa import checkpoint, config, verbosity
 from jepa.checkpoint import folder
 from jepa.data import storage
 from jepa.methods.world import History
@@ -212,5 +212,7 @@ class _Bar:
 @contextmanager
 def _progress(shown: bool) -> Iterator[_Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not shown or verbosity.quiet(), transient=True
+    ) as progress:
         yield _Bar(progress)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jepa
-from jepa import checkpoint, config
+from jepa import checkpoint, config, verbosity
 from jepa.checkpoint import Encoder, folder, layers
 from jepa.config import RunConfig
 from jepa.data import storage
@@ -237,5 +237,7 @@ class Bar:
 def progress_bar(shown: bool) -> Iterator[Bar]:
     """A bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not shown or verbosity.quiet(), transient=True
+    ) as progress:
         yield Bar(progress)

@@ -25,7 +25,20 @@ TRAINING = (
     "saver",
 )
 ORDER = (
-    *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
+    *(
+        "errors",
+        "verbosity",
+        "keyed",
+        "resources",
+        "strict",
+        "config",
+        "phases",
+        "data",
+        "masks",
+        "nn",
+        "losses",
+        "ema",
+    ),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
     *("options", "extract", "train", "slurm", "report", "bench"),
     *("doctor", "demo", "terminal", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm", "cli"),
