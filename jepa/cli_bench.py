@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from jepa import verbosity
 from jepa.options import Device, Json, Overrides, settings_of
-from jepa.terminal import print_figures
+from jepa.terminal import print_figures, print_json, print_table
 
 bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -80,6 +81,39 @@ def bench_encode(overrides: Overrides = None, device: Device = None, as_json: Js
     from jepa.bench import encode
 
     print_figures(encode.bench_encode(settings_of(encode.EncodeSettings, overrides), device), as_json)
+
+
+@bench_app.command("probe")
+def bench_probe(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """A grid of linear probes against a single one."""
+    from jepa.bench import probe
+
+    print_figures(probe.bench_probe(settings_of(probe.ProbeSettings, overrides), device), as_json)
+
+
+@bench_app.command("start")
+def bench_start(overrides: Overrides = None, as_json: Json = False) -> None:
+    """From the start of a command to its first step."""
+    from jepa.bench import start
+
+    print_figures(start.bench_start(settings_of(start.StartSettings, overrides)), as_json)
+
+
+@bench_app.command("all")
+def bench_all(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """Every benchmark of speed as one table. only=[step,data], skip=[plan]; settings of one: step.batch=8."""
+    from jepa.bench import everything
+
+    own = [word for word in overrides or [] if word.partition("=")[0] in ("only", "skip")]
+    others = [word for word in overrides or [] if word not in own]
+    settings = settings_of(everything.AllSettings, own)
+
+    def say(name: str) -> None:
+        if not verbosity.quiet():
+            typer.echo(f"measuring {name}", err=True)
+
+    found = everything.bench_all(settings, others, device, say)
+    print_json(found.to_dict()) if as_json else print_table(found.table())
 
 
 @bench_app.command("interrupt")
