@@ -193,14 +193,21 @@ class Split:
             DataError: the shard is not the one that was indexed, or ends too early.
             OSError: the storage fails, after several tries (see `storage.read`).
         """
-        shard, offset, length, extension = self.index[i].tolist()
-        where = self.shards[shard]
-        return storage.read(where.path, where.size, offset, length), EXTENSIONS[extension]
+        where, offset, length, extension = self._row(i)
+        return storage.read(where.path, where.size, offset, length), extension
 
     def place(self, i: int) -> str:
         """Where sample i lies, for messages."""
-        shard, offset, length, _ = self.index[i].tolist()
-        return f"{self.key(i)} in {self.shards[shard].path} at byte {offset}, {length} bytes"
+        where, offset, length, _ = self._row(i)
+        return f"{self.key(i)} in {where.path} at byte {offset}, {length} bytes"
+
+    def _row(self, i: int) -> tuple[Shard, int, int, str]:
+        """Shard, offset, length and extension of sample i."""
+        shard, offset, length, extension = self.index[i].tolist()
+        if not (0 <= shard < len(self.shards) and 0 <= extension < len(EXTENSIONS)):
+            path = self.root / self.name / "index.npy"
+            raise DataError(f"{path} is damaged at sample {i}: {self.index[i].tolist()}. Build the dataset again")
+        return self.shards[shard], offset, length, EXTENSIONS[extension]
 
     def check(self) -> None:
         """Compare every shard's size with the manifest.
@@ -228,7 +235,7 @@ class Split:
         path = self.root / self.name / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r" if self._samples else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy's parser fails on damaged headers in every way there is
             raise DataError(f"cannot read {path}: {error}. Build the dataset again") from None
         right_kind = array.dtype.kind == "S" if kind == "bytes" else array.dtype == kind
         if array.shape != shape or not right_kind:

@@ -39,6 +39,10 @@ def read(path: Path, size: int, offset: int, length: int, waits: tuple[float, ..
         DataError: the shard has another size, or ends before offset + length.
         OSError: the storage fails for good, or still after the last try.
     """
+    if min(offset, length) < 0 or 0 < size < offset + length:  # before so much memory is asked for
+        raise DataError(
+            f"{path} has {size} bytes, the sample would lie at {offset} to {offset + length}: a damaged index"
+        )
     for wait in (*waits, None):
         try:
             data = os.pread(_descriptor(path, size), length, offset)
