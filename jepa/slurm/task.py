@@ -160,7 +160,7 @@ def _end(attempt: ends.Attempt, rank: int, code: int, early: int | None) -> int:
             ends.finish(attempt, "done")
     elif code == AGAIN:
         if rank == 0:
-            ends.finish(attempt, "again", ends.why_again(attempt.job))
+            ends.finish(attempt, "again")
     elif code == INTERRUPTED and (early is None or alone) and rank == 0:
         # before the loop several tasks get SIGTERM also because another one has failed; then it says nothing
         ends.finish(attempt, "stopped")

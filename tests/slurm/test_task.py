@@ -52,7 +52,7 @@ def test_signals_and_requeues_lose_nothing(cluster: Cluster, tiny_data: Path, tm
 
     assert starts(job.run, "attempt", "reason", "world") == [
         (1, "start", 2),
-        (2, "told to, by SIGUSR2", 2),
+        (2, "time limit", 2),
         (3, "requeued", 2),
     ]
     assert starts(job.run, "nodes", "lost")[:2] == [(["127.0.0.1", "127.0.0.2"], 0)] * 2
