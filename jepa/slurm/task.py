@@ -3,7 +3,7 @@
 A job goes on after whatever ends it: everything is read from the run folder again, so that neither the submitting
 process nor submitit's pickle is asked for anything. The tasks only say how they ended. It is the batch script that
 requeues (see `teardown`), once, when no task is running any more: nothing is killed that is still being saved, no two
-ranks ask for it, and a job that the user or SLURM itself ends, whose batch script ends with it, is left alone.
+ranks ask for it, and a job that the user or SLURM itself ends is left alone.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from jepa.errors import AGAIN, INTERRUPTED, JepaError
 from jepa.slurm import ends
 
 DONE = -1  # instead of an exit code: the verb has come to its end
-# To be among the arguments of srun: a rank that ends badly ends all others, which would wait for it otherwise.
-SRUN = ("--kill-on-bad-exit=1",)
+# Lines of the batch script before srun.
+SETUP = (
+    # a job may come back on another number of nodes than it was submitted for, but keeps that number of tasks
+    'export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE)); export SLURM_NPROCS="$SLURM_NTASKS"',
+    "trap 'told=yes' TERM",  # srun gets it too; see `teardown`
+)
 
 
 def teardown(logs: Path | str) -> list[str]:
     """Lines of the batch script after srun: requeue, unless all is done or a task has said that it makes no sense.
+
+    SIGTERM to the whole job, batch script and all, means that SLURM has ended the job: by scancel, or it has requeued
+    it already. When the job is running all the same, it was meant for an earlier start: a node that was dead, and is
+    used again, hears only then that what ran on it has to end.
 
     Args:
         logs: submitit's folder of this submission.
@@ -36,7 +44,13 @@ def teardown(logs: Path | str) -> list[str]:
     final = f"{shlex.quote(str(logs))}/final-$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
     return [
         "code=$?",
-        f'if [ "$code" -ne 0 ] && [ ! -e {final} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        "again=",
+        'if [ "$code" -ne 0 ] && [ -n "$told" ]; then',
+        '  case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in *JobState=RUNNING*) again=yes ;; esac',
+        f'elif [ "$code" -ne 0 ] && [ ! -e {final} ]; then',
+        "  again=yes",
+        "fi",
+        '[ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID"',
         'exit "$code"',
     ]
 
@@ -170,4 +184,4 @@ def _end(attempt: ends.Attempt, rank: int, code: int, early: int | None) -> int:
     return code or DONE
 
 
-__all__ = ["SRUN", "Task", "teardown"]
+__all__ = ["SETUP", "Task", "teardown"]
