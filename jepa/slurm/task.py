@@ -27,7 +27,7 @@ DONE = -1  # instead of an exit code: the verb has come to its end
 SETUP = (
     # a job may come back on another number of nodes than it was submitted for, but keeps that number of tasks
     'export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE)); export SLURM_NPROCS="$SLURM_NTASKS"',
-    "trap 'told=yes' TERM",  # srun gets it too; see `teardown`
+    "told=; trap 'told=yes' TERM",  # srun gets it too; see `teardown`
 )
 
 
