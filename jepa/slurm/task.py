@@ -27,16 +27,15 @@ DONE = -1  # instead of an exit code: the verb has come to its end
 SETUP = (
     # a job may come back on another number of nodes than it was submitted for, but keeps that number of tasks
     'export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE)); export SLURM_NPROCS="$SLURM_NTASKS"',
-    "told=; trap 'told=yes' TERM",  # srun gets it too; see `teardown`
+    "trap : TERM",  # what that means is asked below; srun, and so this script, ends soon after it
 )
 
 
 def teardown(logs: Path | str) -> list[str]:
     """Lines of the batch script after srun: requeue, unless all is done or a task has said that it makes no sense.
 
-    SIGTERM to the whole job, batch script and all, means that SLURM has ended the job: by scancel, or it has requeued
-    it already. When the job is running all the same, it was meant for an earlier start: a node that was dead, and is
-    used again, hears only then that what ran on it has to end.
+    Only SLURM knows whether a job has been ended, by scancel, a requeue, a time limit. SIGTERM alone does not say it: a
+    node that was dead may hear only when the job runs there again that an earlier start has to end.
 
     Args:
         logs: submitit's folder of this submission.
@@ -44,13 +43,11 @@ def teardown(logs: Path | str) -> list[str]:
     final = f"{shlex.quote(str(logs))}/final-$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
     return [
         "code=$?",
-        "again=",
-        'if [ "$code" -ne 0 ] && [ -n "$told" ]; then',
-        '  case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in *JobState=RUNNING*) again=yes ;; esac',
-        f'elif [ "$code" -ne 0 ] && [ ! -e {final} ]; then',
-        "  again=yes",
+        f'if [ "$code" -ne 0 ] && [ ! -e {final} ]; then',
+        '  case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in',
+        '    *JobState=RUNNING*) scontrol requeue "$SLURM_JOB_ID" ;;',
+        "  esac",
         "fi",
-        '[ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID"',
         'exit "$code"',
     ]
 
@@ -178,7 +175,6 @@ def _end(attempt: ends.Attempt, rank: int, code: int, early: int | None) -> int:
     elif code == INTERRUPTED and (early is None or alone) and rank == 0:
         # before the loop several tasks get SIGTERM also because another one has failed; then it says nothing
         ends.finish(attempt, "stopped")
-        ends.close(attempt)
     if code in (AGAIN, INTERRUPTED) and early is None and rank:
         return 0  # all have saved; rank 0 speaks for them, and srun must not end it for another one's exit code
     return code or DONE

@@ -136,13 +136,10 @@ class Run:
         return self.cluster.state(self.job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
     def requeued(self, times: int) -> None:
-        """Wait until SLURM has put the job back into the queue.
-
-        Its delay before the start (seconds on this cluster) is left alone: a job that is pushed at once may start with
-        a credential of before, which is revoked.
-        """
+        """Wait until SLURM has put the job back into the queue; then it may start soon, as by `jepa jobs requeue`."""
         wait_for(lambda: int(self.cluster.job(self.job)["Restarts"]) >= times, 90, self.tell)
         wait_for(lambda: self.cluster.state(self.job) in ("PENDING", "RUNNING"), 30, self.tell)
+        self.cluster.run(["scontrol", "update", f"JobId={self.job}", "StartTime=now+2"], check=False)
 
     def finish(self) -> None:
         """Wait for the end, which must be a good one."""
@@ -156,12 +153,16 @@ class Run:
     def process(self, rank: int) -> int:
         """Pid of a rank: of the processes with its variables the one that SLURM started."""
         wanted = {f"SLURM_JOB_ID={self.job}".encode(), f"SLURM_PROCID={rank}".encode()}
-        wanted.add(f"SLURM_CONF={self.cluster.dir / 'slurm.conf'}".encode())  # ids are of a cluster
+        of_cluster = f"SLURM_CONF={self.cluster.dir}/".encode()
         found = []
         for entry in Path("/proc").iterdir():
             try:
                 own = set((entry / "environ").read_bytes().split(b"\0")) if entry.name.isdigit() else set()
-                line = (entry / "cmdline").read_bytes().split(b"\0") if wanted <= own else []
+                line = (
+                    (entry / "cmdline").read_bytes().split(b"\0")
+                    if wanted <= own and any(v.startswith(of_cluster) for v in own)
+                    else []
+                )
             except OSError:
                 continue
             if any(b"python" in word for word in line[:1]):
