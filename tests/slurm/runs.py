@@ -135,11 +135,14 @@ class Run:
     def ended(self) -> bool:
         return self.cluster.state(self.job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
-    def requeued(self, times: int) -> None:
-        """Wait until SLURM has put the job back into the queue; then it may start soon, as by `jepa jobs requeue`."""
+    def requeued(self, times: int, *changes: str) -> None:
+        """Wait until SLURM has put the job back into the queue; then it may start soon, as by `jepa jobs requeue`.
+
+        `changes`: of what it asks for, such as NumNodes=1.
+        """
         wait_for(lambda: int(self.cluster.job(self.job)["Restarts"]) >= times, 90, self.tell)
         wait_for(lambda: self.cluster.state(self.job) in ("PENDING", "RUNNING"), 30, self.tell)
-        self.cluster.run(["scontrol", "update", f"JobId={self.job}", "StartTime=now+2"], check=False)
+        self.cluster.run(["scontrol", "update", f"JobId={self.job}", "StartTime=now+2", *changes], check=bool(changes))
 
     def finish(self) -> None:
         """Wait for the end, which must be a good one."""

@@ -75,14 +75,6 @@ def test_a_high_priority_job_preempts_and_the_other_comes_back(cluster: Cluster)
     assert cluster.job(low)["Restarts"] == "1"
 
 
-def test_jobs_of_a_node_that_dies_are_requeued(cluster: Cluster) -> None:
-    job = long_job(cluster.dir, "-w", "127.0.0.2")
-    cluster.node("down", "127.0.0.2")
-    assert len(left_of(cluster.dir)) > 0
-    wait_for(lambda: cluster.job(job)["Restarts"] == "1", 60, lambda: cluster.job(job))
-    cluster.node("up", "127.0.0.2")
-
-
 def test_down_cancels_jobs_and_leaves_nothing(folder: Path) -> None:
     up = dev_cluster("up", "--dir", str(folder))
     assert up.stdout == f"export SLURM_CONF={folder}/slurm.conf\n"

@@ -151,8 +151,7 @@ def stopped(cluster: Cluster, config: Path, folder: Path) -> Run:
     run = Run.submit(cluster, config, folder, settings=where, held=(6, 13, 19))
     run.reach(6)
     cluster.run(["scontrol", "update", f"JobId={run.job}", "TimeLimit=1"])
-    run.requeued(1)
-    cluster.run(["scontrol", "update", f"JobId={run.job}", "TimeLimit=30"])
+    run.requeued(1, "TimeLimit=30")
     run.reach(13)
     cluster.run(["scancel", run.job])
     wait_for(run.ended, 30, run.tell)
@@ -184,22 +183,23 @@ def stopped(cluster: Cluster, config: Path, folder: Path) -> Run:
 
 
 def moved(cluster: Cluster, config: Path, folder: Path) -> Run:
-    """A node that dies and stays dead: the job takes a spare one. Then it comes back on one node instead of two."""
+    """A node that dies: the job takes a spare one. Then SIGTERM by nobody's wish, and one node instead of two."""
     run = Run.submit(cluster, config, folder, held=(14, 23), settings=["exclude=127.0.0.[4-5]"])
     run.reach(14)
     cluster.node("down", NODES[1])
     run.requeued(1)
     run.release(14)
     run.reach(23)
-    cluster.run(["scontrol", "requeue", run.job])
-    run.requeued(2)
-    cluster.run(["scontrol", "update", f"JobId={run.job}", "NumNodes=1", "NumTasks=1"])
+    cluster.run(["scancel", "--full", "--signal=TERM", run.job])  # as when a node hears late of an earlier start's end
+    run.requeued(2, "NumNodes=1", "NumTasks=1")
+    cluster.node("up", NODES[1])
     run.finish()
     starts = run.starts()
     assert [(line["world"], line["nodes"]) for line in starts] == [
         (2, list(NODES)), (2, [NODES[0], "127.0.0.3"]), (1, [NODES[0]]),
     ], starts  # fmt: skip
     assert [(line["step"], line["lost"]) for line in starts] == [(0, 0), (10, 4), (24, 0)], starts
+    assert starts[2]["reason"] == "requeued", starts
     return run
 
 

@@ -124,7 +124,7 @@ def test_a_life(
 
     def row() -> dict[str, Any]:
         assert cli.main(["jobs", "--json"]) == 0
-        (found,) = json.loads(capsys.readouterr().out)
+        (found,) = [row for row in json.loads(capsys.readouterr().out) if row["run"] == "runs/tiny"]
         return dict(found)
 
     wait_for(lambda: (row()["step"] or 0) > 20, 120, row)
