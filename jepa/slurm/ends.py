@@ -3,6 +3,7 @@
 RUN/slurm/ends/JOB.RESTART.json           written by rank 0: when the start began, how it ended if that was in order
 RUN/slurm/failures/JOB.RESTART-rankR.txt  written by a rank that failed; its first line names error and step
 LOGS/final-JOB.RESTART                    for the batch script: do not requeue after this start
+LOGS/ended-JOB.RESTART                    by the batch script: the tasks ended by themselves, it has requeued the job
 
 A start without an orderly end and without failures was killed, or lost its node.
 """
@@ -58,6 +59,11 @@ class Attempt:
     @property
     def final(self) -> Path | None:
         return self.logs / f"final-{self.name}" if self.logs is not None else None
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether its tasks have ended without anything from SLURM, and the batch script has requeued it."""
+        return self.logs is not None and (self.logs / f"ended-{self.name}").exists()
 
     def failure(self, rank: int) -> Path:
         return self.run_dir / "slurm" / "failures" / f"{self.name}-rank{rank}.txt"
@@ -152,7 +158,8 @@ def reason(attempt: Attempt) -> str:
         return BY_HAND
     if failures(attempt.run_dir, before):
         return FAILED
-    return (_told(before, end) if end is not None else "") or KILLED
+    told = _told(before, end) if end is not None else ""
+    return KILLED if told == REQUEUED and before.by_itself else told or KILLED
 
 
 def check(attempt: Attempt, most: int) -> None:

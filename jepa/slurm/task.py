@@ -40,12 +40,12 @@ def teardown(logs: Path | str) -> list[str]:
     Args:
         logs: submitit's folder of this submission.
     """
-    final = f"{shlex.quote(str(logs))}/final-$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
+    folder, start = shlex.quote(str(logs)), "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
     return [
         "code=$?",
-        f'if [ "$code" -ne 0 ] && [ ! -e {final} ]; then',
+        f'if [ "$code" -ne 0 ] && [ ! -e {folder}/final-{start} ]; then',
         '  case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in',
-        '    *JobState=RUNNING*) scontrol requeue "$SLURM_JOB_ID" ;;',
+        f'    *JobState=RUNNING*) echo "$code" > {folder}/ended-{start}; scontrol requeue "$SLURM_JOB_ID" ;;',
         "  esac",
         "fi",
         'exit "$code"',

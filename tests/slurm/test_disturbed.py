@@ -190,7 +190,7 @@ def moved(cluster: Cluster, config: Path, folder: Path) -> Run:
     run.requeued(1)
     run.release(14)
     run.reach(23)
-    cluster.run(["scancel", "--full", "--signal=TERM", run.job])  # as when a node hears late of an earlier start's end
+    cluster.run(["scancel", "--signal=TERM", run.job])  # SLURM calls it running all the same
     run.requeued(2, "NumNodes=1", "NumTasks=1")
     cluster.node("up", NODES[1])
     run.finish()
