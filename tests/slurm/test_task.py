@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -128,6 +129,22 @@ def test_killed_ones_are_counted(tiny_data: Path, tmp_path: Path) -> None:
     assert len(restarts.read(tmp_path / "run")) == 2
 
 
+def test_why_a_start_follows_is_slurms_word_or_the_batch_scripts(tmp_path: Path) -> None:
+    first, second = attempt(tmp_path, 0), attempt(tmp_path, 1)
+    log, now = tmp_path / "logs" / "7_0_log.err", datetime.now().isoformat(timespec="seconds")
+    log.parent.mkdir()
+    ends.begin(first)
+    assert ends.reason(second) == "node failure or killed"
+    log.write_text(f"slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT {now} DUE TO JOB REQUEUE ***\n")
+    assert ends.reason(second) == "requeued"
+    (tmp_path / "logs" / "ended-7.0").write_text("137\n")
+    assert ends.reason(second) == "node failure or killed", "it was the batch script that has requeued"
+    ends.finish(first, "again")
+    assert ends.reason(second) == "time limit"
+    log.write_text(f"srun\nerror: *** STEP 7.0 ON n1 CANCELLED AT {now} DUE TO PREEMPTION ***\n" + log.read_text())
+    assert ends.reason(second) == "preempted"
+
+
 def test_a_step_that_hangs_ends_with_the_stacks_of_all_threads(tiny_data: Path, tmp_path: Path) -> None:
     work = dataclasses.replace(failing(tmp_path, tiny_data), step_seconds=2.0)
     assert start(work, tmp_path, FAIL="6:hang:0").code() == HUNG
@@ -184,6 +201,7 @@ def test_the_batch_script_requeues_unless_told(tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     assert script("echo $SLURM_NTASKS $SLURM_NPROCS; (exit 0)") == (0, "12 12\n")
     assert script("(exit 137)") == (137, "requeue 7\n")
+    assert (tmp_path / "a b" / "ended-7.0").read_text() == "137\n"
     (tmp_path / "a b" / "final-7.2").touch()
     assert script("(exit 75)", SLURM_RESTART_COUNT="1") == (75, "requeue 7\n")
     assert script("(exit 2)", SLURM_RESTART_COUNT="2") == (2, "")
