@@ -35,6 +35,7 @@ from jepa.data.build import build
 from jepa.errors import ConfigError, TrainingError
 
 _BATCH = 16
+_SINCE = ("from being back in the queue", "from submitting it again, jepa submit and all,")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def bench_interrupt(settings: InterruptSettings | None = None) -> Result:
 
     Returns:
         Figures per kind K: K.count, K.steps_lost_mean, K.steps_lost_max, and K.safe_ms, K.safe_ms_max where a
-        checkpoint is made for the signal; first_step_s, first_step_s_max; different_tensors, samples_repeated,
-        samples_lost, trace_differs, all 0 if nothing is wrong (see `flawless`).
+        checkpoint is made for the signal; on SLURM K.first_step_s and queued_s; first_step_s,
+        first_step_s_max; different_tensors, samples_repeated, samples_lost, trace_differs, all 0 if nothing is wrong
+        (see `flawless`).
 
     Raises:
         ConfigError: impossible settings.
@@ -254,6 +256,11 @@ def _report(result: Result, found: list[Interruption], kinds: tuple[str, ...]) -
         if safe:
             result.add(f"{kind}.safe_ms", median(safe), "ms", "from the signal to a complete checkpoint, median")
             result.add(f"{kind}.safe_ms_max", max(safe), "ms", "the longest")
+        if any(each.queued is not None for each in mine):
+            first = [each.first_step for each in mine]
+            result.add(
+                f"{kind}.first_step_s", median(first), "s", f"{_SINCE[kind == 'term']} to the first step, median"
+            )
     queued = [each.queued for each in found if each.queued is not None]
     if queued:
         result.add("queued_s", median(queued), "s", "of the next: until SLURM has started the job, median")
