@@ -1555,7 +1555,39 @@ SHARDING = (
     ),
 )
 
+TASK = "slurm/test_task.py::"
+CLUSTER = (
+    one(
+        "batch script: a cancelled job is requeued",
+        "slurm/task.py",
+        "*JobState=RUNNING*)",
+        "*JobState=*)",
+        TASK + "test_the_batch_script_requeues_unless_told",
+    ),
+    one(
+        "batch script: SIGTERM ends it before it can ask",
+        "slurm/task.py",
+        '"trap : TERM",',
+        '":",',
+        TASK + "test_the_batch_script_requeues_unless_told",
+    ),
+    one(
+        "batch script: as many tasks as submitted, on however many nodes",
+        "slurm/task.py",
+        "$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))",
+        "$SLURM_NTASKS",
+        TASK + "test_the_batch_script_requeues_unless_told",
+    ),
+    one(
+        "ends: killed tasks count as a requeue",
+        "slurm/ends.py",
+        "told == REQUEUED and before.by_itself",
+        "not told",
+        TASK + "test_why_a_start_follows_is_slurms_word_or_the_batch_scripts",
+    ),
+)
+
 MUTANTS = (
     *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES,
-    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION, *SHARDING,
+    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION, *SHARDING, *CLUSTER,
 )  # fmt: skip

@@ -104,6 +104,10 @@ class Local:
         """Whether one of them ended otherwise than by a signal or a polite stop, without being asked to."""
         return any(child.poll() not in (None, 0) for child in self._children)
 
+    def began(self) -> float | None:
+        """None: nobody else starts them."""
+        return None
+
     def end(self) -> None:
         """SIGKILL to those that are left."""
         for child in self._children:

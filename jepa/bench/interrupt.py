@@ -2,11 +2,13 @@
 
 One run goes undisturbed, another is interrupted: `kill` is SIGKILL to one rank, `term` SIGTERM to all (a cancelled
 job), `usr2` SIGUSR2 to all (a time limit comes near). After each it goes on from its newest checkpoint. In the end
-both must have the same weights and optimiser state, bit for bit, and have trained on each sample number once.
+both must have the same weights and optimiser state, bit for bit, and have trained on each sample number once. With
+`cluster` the interrupted run is a job of SLURM on `processes` nodes, and there are `requeue` and `preempt` too.
 
 Steps lost are steps that were done and have to be done again. The time to a safe checkpoint runs from the signal to
 the moment when a checkpoint of everything done is complete on disk; the time to the first step from starting the
-processes (Python, torch and all) to the first step that was not done before the restart.
+processes (Python, torch and all) to the first step that was not done before the restart. On SLURM it runs from when the
+job is back in the queue; part of it is SLURM's own delay before it starts the job, given too.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ import yaml
 from safetensors.torch import load_file
 
 from jepa.bench.disturb import Local, Watched, wait_for
+from jepa.bench.jobs import Slurm
 from jepa.bench.result import Result, hardware, median
 from jepa.checkpoint import folder as checkpoints
 from jepa.data.build import build
 from jepa.errors import ConfigError, TrainingError
 
 _BATCH = 16
+_SINCE = ("from being back in the queue", "from submitting it again, jepa submit and all,")
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class InterruptSettings:
     interruptions: int = 24
     kinds: tuple[str, ...] = ()  # in turn, in a random order; default: all there are: kill, term, usr2
     processes: int = 1
+    cluster: str | None = None  # a cluster's profile: as a job of SLURM, with the kinds requeue and preempt too
+    pusher: str = "high"  # partition whose jobs preempt those of the profile's, for the kind preempt
     checkpoint_every: int = 20  # steps
     steps: int | None = None  # of the run; default: 25 for each interruption
     width: int = 96  # of the encoder: a wider one makes longer steps and larger checkpoints
     depth: int = 4
     seed: int = 0
-    out: Path | None = None  # keep data and runs in this folder; default: a temporary one
+    out: str | None = None  # keep data and runs in this folder; default: a temporary one
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Interruption:
     done: int  # steps done when the processes had ended
     safe: float | None  # from the signal to the checkpoint made for it; None where none is made
     first_step: float  # from the restart to the first step
+    queued: float | None = None  # of it, until SLURM has started the job
 
     @property
     def lost(self) -> int:
@@ -70,23 +77,25 @@ def bench_interrupt(settings: InterruptSettings | None = None) -> Result:
 
     Returns:
         Figures per kind K: K.count, K.steps_lost_mean, K.steps_lost_max, and K.safe_ms, K.safe_ms_max where a
-        checkpoint is made for the signal; first_step_s, first_step_s_max; different_tensors, samples_repeated,
-        samples_lost, trace_differs, all 0 if nothing is wrong (see `flawless`).
+        checkpoint is made for the signal; on SLURM K.first_step_s and queued_s; first_step_s,
+        first_step_s_max; different_tensors, samples_repeated, samples_lost, trace_differs, all 0 if nothing is wrong
+        (see `flawless`).
 
     Raises:
         ConfigError: impossible settings.
         TrainingError: a run failed, or did not go on.
     """
     wanted = settings or InterruptSettings()
-    kinds = wanted.kinds or Local.kinds
+    known = Local.kinds if wanted.cluster is None else Slurm.kinds
+    kinds = wanted.kinds or known
     steps = wanted.steps if wanted.steps is not None else 25 * wanted.interruptions
-    _check(wanted, kinds, steps)
+    _check(wanted, kinds, known, steps)
     result = Result("interrupt", _shown(wanted, steps), hardware(torch.device("cpu")))
-    with _folder(wanted.out) as folder:
+    with _folder(None if wanted.out is None else Path(wanted.out)) as folder:
         config = _prepare(folder, wanted, steps)
         whole, disturbed = folder / "undisturbed", folder / "interrupted"
         seconds = _undisturbed(Local(config, whole, wanted.processes), steps)
-        found = _soak(Local(config, disturbed, wanted.processes), wanted, kinds, steps)
+        found = _soak(_job(config, disturbed, wanted), wanted, kinds, steps)
         _report(result, found, kinds)
         result.add("undisturbed_step_ms", 1e3 * seconds, "ms", "a step, checkpoints counted in")
         _compare(result, Watched(whole), Watched(disturbed), steps)
@@ -99,10 +108,17 @@ def flawless(result: Result) -> bool:
     return all(result[name] == 0 for name in names)
 
 
-def _check(wanted: InterruptSettings, kinds: tuple[str, ...], steps: int) -> None:
-    unknown = [kind for kind in kinds if kind not in Local.kinds]
+def _job(config: Path, run: Path, wanted: InterruptSettings) -> Local | Slurm:
+    if wanted.cluster is None:
+        return Local(config, run, wanted.processes)
+    return Slurm(config, run, wanted.processes, wanted.cluster, wanted.pusher)
+
+
+def _check(wanted: InterruptSettings, kinds: tuple[str, ...], known: tuple[str, ...], steps: int) -> None:
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown:
-        raise ConfigError(f"kinds: {', '.join(unknown)} is none of {', '.join(Local.kinds)}")
+        more = "; requeue and preempt need cluster=PROFILE" if known == Local.kinds else ""
+        raise ConfigError(f"kinds: {', '.join(unknown)} is none of {', '.join(known)}{more}")
     if min(wanted.interruptions, wanted.processes, wanted.checkpoint_every, wanted.width, wanted.depth) < 1:
         raise ConfigError("interruptions, processes, checkpoint_every, width and depth: give 1 or more")
     if _BATCH % wanted.processes:
@@ -121,6 +137,7 @@ def _shown(wanted: InterruptSettings, steps: int) -> dict[str, Any]:
         "batch": _BATCH,
         "encoder": f"{wanted.depth}x{wanted.width}",
         "processes": wanted.processes,
+        **({} if wanted.cluster is None else {"cluster": wanted.cluster}),
         "checkpoint every": wanted.checkpoint_every,
         "seed": wanted.seed,
     }
@@ -183,7 +200,7 @@ def _undisturbed(job: Local, steps: int) -> float:
         job.end()
 
 
-def _soak(job: Local, wanted: InterruptSettings, kinds: tuple[str, ...], steps: int) -> list[Interruption]:
+def _soak(job: Local | Slurm, wanted: InterruptSettings, kinds: tuple[str, ...], steps: int) -> list[Interruption]:
     """Interrupt at random steps, and there at random moments, then let the run end."""
     generator, run = np.random.default_rng(wanted.seed), Watched(job.run)
     order = list(itertools.islice(itertools.cycle(kinds), wanted.interruptions))
@@ -197,7 +214,9 @@ def _soak(job: Local, wanted: InterruptSettings, kinds: tuple[str, ...], steps: 
             job.start()
             wait_for(lambda: run.steps_done(since) > saved or job.ended(), "the first step after a restart", job.log)  # noqa: B023
             if before is not None:
-                found.append(Interruption(*before, first_step=time.perf_counter() - clock))
+                first_step, began = time.perf_counter() - clock, job.began()
+                queued = max(0.0, began - since) if began is not None else None
+                found.append(Interruption(*before, first_step=first_step, queued=queued))
             if kind is None:
                 break
             wait_for(lambda: run.steps_done(since) >= step or job.ended(), f"step {step}", job.log)  # noqa: B023
@@ -214,7 +233,7 @@ def _soak(job: Local, wanted: InterruptSettings, kinds: tuple[str, ...], steps: 
 
 
 def _strike(
-    job: Local, run: Watched, kind: str, generator: np.random.Generator
+    job: Local | Slurm, run: Watched, kind: str, generator: np.random.Generator
 ) -> tuple[str, int, int, int, float | None]:
     """Interrupt once and wait until the processes have ended. Returns the first fields of an Interruption."""
     at, struck = run.steps_done(), time.time()
@@ -237,8 +256,21 @@ def _report(result: Result, found: list[Interruption], kinds: tuple[str, ...]) -
         if safe:
             result.add(f"{kind}.safe_ms", median(safe), "ms", "from the signal to a complete checkpoint, median")
             result.add(f"{kind}.safe_ms_max", max(safe), "ms", "the longest")
+        if any(each.queued is not None for each in mine):
+            first = [each.first_step for each in mine]
+            result.add(
+                f"{kind}.first_step_s", median(first), "s", f"{_SINCE[kind == 'term']} to the first step, median"
+            )
+    queued = [each.queued for each in found if each.queued is not None]
+    if queued:
+        result.add("queued_s", median(queued), "s", "of the next: until SLURM has started the job, median")
     restarts = [each.first_step for each in found]
-    result.add("first_step_s", median(restarts), "s", "from starting the processes to the first step, median")
+    result.add(
+        "first_step_s",
+        median(restarts),
+        "s",
+        "from starting the processes, or back in the queue, to the first step, median",
+    )
     result.add("first_step_s_max", max(restarts), "s", "the longest")
 
 

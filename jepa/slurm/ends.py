@@ -3,6 +3,7 @@
 RUN/slurm/ends/JOB.RESTART.json           written by rank 0: when the start began, how it ended if that was in order
 RUN/slurm/failures/JOB.RESTART-rankR.txt  written by a rank that failed; its first line names error and step
 LOGS/final-JOB.RESTART                    for the batch script: do not requeue after this start
+LOGS/ended-JOB.RESTART                    by the batch script: the tasks ended by themselves, it has requeued the job
 
 A start without an orderly end and without failures was killed, or lost its node.
 """
@@ -14,7 +15,6 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 import time
 import traceback
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class GivenUpError(TrainingError):
 
 FINAL = (ConfigError, CheckpointError, DivergedError, GivenUpError)  # the same input gives the same error again
 KILLED, FAILED, REQUEUED, BY_HAND = "node failure or killed", "failed rank", "requeued", "manual"
+PREEMPTED, LIMIT = "preempted", "time limit"
 _DUE = re.compile(r"CANCELLED AT (\S+) DUE TO ([A-Z ]+?) \*\*\*")  # slurmstepd, in the error log
-_NEAR = 900  # seconds before the time limit in which a signal is taken for its announcement
-_WORDS = {"PREEMPTION": "preempted", "JOB REQUEUE": REQUEUED, "TIME LIMIT": "time limit", "NODE FAILURE": KILLED}
+_WORDS = {"PREEMPTION": PREEMPTED, "JOB REQUEUE": REQUEUED, "TIME LIMIT": LIMIT, "NODE FAILURE": KILLED}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class Attempt:
     def final(self) -> Path | None:
         return self.logs / f"final-{self.name}" if self.logs is not None else None
 
+    @property
+    def by_itself(self) -> bool:
+        """Whether its tasks have ended without anything from SLURM, and the batch script has requeued it."""
+        return self.logs is not None and (self.logs / f"ended-{self.name}").exists()
+
     def failure(self, rank: int) -> Path:
         return self.run_dir / "slurm" / "failures" / f"{self.name}-rank{rank}.txt"
 
@@ -70,7 +75,6 @@ class End:
 
     began: float  # seconds since 1970
     how: str = ""  # done, again (stopped by SIGUSR2), stopped (by SIGTERM); empty: it did not end in order
-    why: str = ""  # time limit, preempted
     ended: float = 0.0
 
 
@@ -88,10 +92,10 @@ def begin(attempt: Attempt) -> None:
     _write(attempt.record, json.dumps(dataclasses.asdict(End(time.time()))))
 
 
-def finish(attempt: Attempt, how: str, why: str = "") -> None:
+def finish(attempt: Attempt, how: str) -> None:
     """Write down an orderly end."""
     began = (read(attempt) or End(time.time())).began
-    _write(attempt.record, json.dumps(dataclasses.asdict(End(began, how, why, time.time()))))
+    _write(attempt.record, json.dumps(dataclasses.asdict(End(began, how, time.time()))))
 
 
 def close(attempt: Attempt) -> None:
@@ -145,15 +149,17 @@ def reason(attempt: Attempt) -> str:
     if before is None:
         return ""
     end = read(before)
-    if end is not None and end.how == "again":
-        return end.why
+    if end is not None and end.how == "again":  # by SIGUSR2; "JOB REQUEUE" is what the batch script did after it
+        told = _told(before, end)
+        return told if told and told != REQUEUED else LIMIT
     if end is not None and end.how:
         return _told(before, end) or REQUEUED
     if before.final is not None and before.final.exists():
         return BY_HAND
     if failures(attempt.run_dir, before):
         return FAILED
-    return (_told(before, end) if end is not None else "") or KILLED
+    told = _told(before, end) if end is not None else ""
+    return KILLED if told == REQUEUED and before.by_itself else told or KILLED
 
 
 def check(attempt: Attempt, most: int) -> None:
@@ -211,31 +217,7 @@ def _told(attempt: Attempt, end: End) -> str:
     return found
 
 
-def why_again(job: str) -> str:
-    """Why SLURM has sent SIGUSR2: it counts down to a preemption, or to the time limit."""
-    try:
-        said = subprocess.run(
-            ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, timeout=20
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):  # in a container SLURM's commands are not at hand
-        said = ""
-    found = re.search(r"PreemptTime=(\S+)", said)
-    if found and found[1] not in ("None", "N/A"):
-        return "preempted"
-    times = [re.search(rf"\b{name}=(?:(\d+)-)?(\d+):(\d+):(\d+)", said) for name in ("TimeLimit", "RunTime")]
-    limit, run = (_seconds(time.groups()) if time is not None else None for time in times)
-    if limit is not None and run is not None and limit - run > _NEAR:
-        return "told to, by SIGUSR2"  # SLURM has forgotten why, or somebody has sent it
-    return "time limit"
-
-
-def _seconds(parts: tuple[str | None, ...]) -> int:
-    """Of days, hours, minutes and seconds as SLURM writes them."""
-    days, hours, minutes, seconds = (int(part or 0) for part in parts)
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
 __all__ = [
     "FINAL", "Attempt", "GivenUpError", "begin", "check", "close", "count", "current", "failures", "finish", "read",
-    "reason", "repeats", "why_again", "write_failure",
+    "reason", "repeats", "write_failure",
 ]  # fmt: skip

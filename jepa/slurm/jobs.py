@@ -351,7 +351,8 @@ def requeue(run: Path, job: str | None = None) -> list[str]:
     told = []
     for entry, seen in _live(run, job, "requeue"):
         if seen.state == "PENDING":
-            queue.call("scontrol", "update", f"JobId={entry.job}", "StartTime=now")
+            # nodes refuse what SLURM has signed before, or in the very second in which, they have ended the last start
+            queue.call("scontrol", "update", f"JobId={entry.job}", "StartTime=now+2")
             told.append(f"job {entry.job} was waiting already; it starts as soon as there is room")
         else:
             queue.call("scontrol", "requeue", entry.job)

@@ -21,7 +21,7 @@ from jepa.errors import ConfigError
 from jepa.slurm import book, queue, snapshot
 from jepa.slurm.book import Entry
 from jepa.slurm.check import CONFIG, Work
-from jepa.slurm.task import Task, teardown
+from jepa.slurm.task import SETUP, Task, teardown
 
 _MANY = 10_000  # starts after a time limit, which submitit counts: as many as it takes
 
@@ -152,9 +152,9 @@ def _executor(submission: Submission, code: Path) -> Any:
     work = submission.works[0]
     remark = queue.comment(submission.stamp, submission.root)
     executor = Executor(submission.folder, max_num_timeout=_MANY, python=work.profile.python)
-    executor.update_parameters(
-        **work.profile.parameters(work.name, remark, (code,)), teardown=teardown(executor.folder)
-    )
+    parameters = work.profile.parameters(work.name, remark, (code,))
+    parameters["setup"] = [*SETUP, *parameters["setup"]]
+    executor.update_parameters(**parameters, teardown=teardown(executor.folder))
     return executor
 
 

@@ -3,7 +3,7 @@
 A job goes on after whatever ends it: everything is read from the run folder again, so that neither the submitting
 process nor submitit's pickle is asked for anything. The tasks only say how they ended. It is the batch script that
 requeues (see `teardown`), once, when no task is running any more: nothing is killed that is still being saved, no two
-ranks ask for it, and a job that the user or SLURM itself ends, whose batch script ends with it, is left alone.
+ranks ask for it, and a job that the user or SLURM itself ends is left alone.
 """
 
 from __future__ import annotations
@@ -23,20 +23,31 @@ from jepa.errors import AGAIN, INTERRUPTED, JepaError
 from jepa.slurm import ends
 
 DONE = -1  # instead of an exit code: the verb has come to its end
-# To be among the arguments of srun: a rank that ends badly ends all others, which would wait for it otherwise.
-SRUN = ("--kill-on-bad-exit=1",)
+# Lines of the batch script before srun.
+SETUP = (
+    # a job may come back on another number of nodes than it was submitted for, but keeps that number of tasks
+    'export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE)); export SLURM_NPROCS="$SLURM_NTASKS"',
+    "trap : TERM",  # what that means is asked below; srun, and so this script, ends soon after it
+)
 
 
 def teardown(logs: Path | str) -> list[str]:
     """Lines of the batch script after srun: requeue, unless all is done or a task has said that it makes no sense.
 
+    Only SLURM knows whether a job has been ended, by scancel, a requeue, a time limit. SIGTERM alone does not say it: a
+    node that was dead may hear only when the job runs there again that an earlier start has to end.
+
     Args:
         logs: submitit's folder of this submission.
     """
-    final = f"{shlex.quote(str(logs))}/final-$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
+    folder, start = shlex.quote(str(logs)), "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
     return [
         "code=$?",
-        f'if [ "$code" -ne 0 ] && [ ! -e {final} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        f'if [ "$code" -ne 0 ] && [ ! -e {folder}/final-{start} ]; then',
+        '  case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in',
+        f'    *JobState=RUNNING*) echo "$code" > {folder}/ended-{start}; scontrol requeue "$SLURM_JOB_ID" ;;',
+        "  esac",
+        "fi",
         'exit "$code"',
     ]
 
@@ -160,14 +171,13 @@ def _end(attempt: ends.Attempt, rank: int, code: int, early: int | None) -> int:
             ends.finish(attempt, "done")
     elif code == AGAIN:
         if rank == 0:
-            ends.finish(attempt, "again", ends.why_again(attempt.job))
+            ends.finish(attempt, "again")
     elif code == INTERRUPTED and (early is None or alone) and rank == 0:
         # before the loop several tasks get SIGTERM also because another one has failed; then it says nothing
         ends.finish(attempt, "stopped")
-        ends.close(attempt)
     if code in (AGAIN, INTERRUPTED) and early is None and rank:
         return 0  # all have saved; rank 0 speaks for them, and srun must not end it for another one's exit code
     return code or DONE
 
 
-__all__ = ["SRUN", "Task", "teardown"]
+__all__ = ["SETUP", "Task", "teardown"]

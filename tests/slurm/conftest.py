@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,7 +40,7 @@ class Cluster:
     dir: Path
     accounting: bool = False
 
-    @property
+    @cached_property
     def env(self) -> dict[str, str]:
         """Environment of subprocesses that use this cluster and this checkout; one thread each."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_SLURM)}

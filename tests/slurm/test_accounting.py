@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from jepa import cli
 from tests.slurm.conftest import Cluster, wait_for
-from tests.slurm.runs import Run, submit_words, write_config
+from tests.slurm.runs import Run, submit, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_accounts_and_jobs_of_the_past(accounting_cluster: Cluster, tiny_data: Path, tmp_path: Path) -> None:
+def test_accounts_and_jobs_of_the_past(
+    accounting_cluster: Cluster,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     cluster, config = accounting_cluster, write_config(tmp_path, tiny_data, steps=4)
-    refused = cluster.run(
-        submit_words(cluster, config, tmp_path / "run", nodes=1, settings=["account=nobody"]), check=False
-    )
-    assert refused.returncode == 2 and "Invalid account or account/partition combination specified" in refused.stderr
+    assert submit(cluster, config, tmp_path / "run", nodes=1, settings=["account=nobody"]) == 2
+    assert "Invalid account or account/partition combination specified" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
     run = Run.submit(cluster, config, tmp_path / "run", nodes=1, settings=["account=lab"])
@@ -27,6 +31,8 @@ def test_accounts_and_jobs_of_the_past(accounting_cluster: Cluster, tiny_data: P
     known = ["sacct", "-X", "-n", "-P", "-o", "JobID,Account,State", "-j", run.job]
     wait_for(lambda: "COMPLETED" in cluster.run(known).stdout, 30)
     assert cluster.run(known).stdout.strip() == f"{run.job}|lab|COMPLETED"
-    jobs = [sys.executable, "-m", "jepa", "jobs", "--in", tmp_path, "--json"]
-    row = json.loads(cluster.run(jobs).stdout)
-    assert "COMPLETED" in json.dumps(row)
+    monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+    capsys.readouterr()
+    assert cli.main(["jobs", "--in", str(tmp_path), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["job"], row["state"]) == (run.job, "COMPLETED")

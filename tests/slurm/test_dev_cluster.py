@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -73,14 +75,6 @@ def test_a_high_priority_job_preempts_and_the_other_comes_back(cluster: Cluster)
     assert cluster.job(low)["Restarts"] == "1"
 
 
-def test_jobs_of_a_node_that_dies_are_requeued(cluster: Cluster) -> None:
-    job = long_job(cluster.dir, "-w", "127.0.0.2")
-    cluster.node("down", "127.0.0.2")
-    assert len(left_of(cluster.dir)) > 0
-    wait_for(lambda: cluster.job(job)["Restarts"] == "1", 60, lambda: cluster.job(job))
-    cluster.node("up", "127.0.0.2")
-
-
 def test_down_cancels_jobs_and_leaves_nothing(folder: Path) -> None:
     up = dev_cluster("up", "--dir", str(folder))
     assert up.stdout == f"export SLURM_CONF={folder}/slurm.conf\n"
@@ -121,6 +115,42 @@ def test_two_at_once(cluster: Cluster, folder: Path) -> None:
     assert Cluster(folder).run(["squeue", "-h"]).stdout == ""
     job = long_job(folder)
     assert job not in cluster.run(["squeue", "-h", "-o", "%A"]).stdout.split()
+
+
+def listening(folder: Path) -> dict[int, str]:
+    """Port -> address, of every port of a cluster."""
+    wanted = json.loads((folder / "dev-cluster.json").read_text())["ports"]
+    found = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, state = line.split()[1], line.split()[3]
+        address, port = local.split(":")
+        if state == "0A" and int(port, 16) in wanted:
+            found[int(port, 16)] = socket.inet_ntoa(bytes.fromhex(address)[::-1])
+    assert sorted(found) == sorted(wanted)
+    return found
+
+
+def test_listens_on_the_loopback_device_alone(cluster: Cluster) -> None:
+    assert set(listening(cluster.dir).values()) == {"127.0.0.1"}
+
+
+def test_also_where_the_machines_name_is_of_the_network(folder: Path, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n192.0.2.7 elsewhere\n")
+    command = (
+        f"hostname elsewhere && mount --bind {hosts} /etc/hosts && {sys.executable} {SCRIPT} up --dir {folder}"
+        f" && SLURM_CONF={folder}/slurm.conf srun -N2 --ntasks-per-node=1 sh -c 'hostname; echo $SLURM_CONF'"
+    )
+    if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("unshare is not allowed here, so that this machine keeps its name")
+    env = Cluster(folder).env | {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
+    done = subprocess.run(
+        ["unshare", "--uts", "--mount", "sh", "-c", command], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "listens on all" not in done.stderr, done.stderr
+    assert done.stdout.split().count("localhost") == 2, done.stdout
+    assert done.stdout.split().count(f"{folder}/inner.conf") == 2, done.stdout
+    assert set(listening(folder).values()) == {"127.0.0.1"}
 
 
 def test_tells_what_to_install_and_spares_other_folders(tmp_path: Path) -> None:

@@ -124,8 +124,7 @@ def test_a_life(
 
     def row() -> dict[str, Any]:
         assert cli.main(["jobs", "--json"]) == 0
-        listed = json.loads(capsys.readouterr().out)  # SLURM may still know jobs of other tests, long ended
-        (found,) = (row for row in listed if row["run"] == "runs/tiny")
+        (found,) = [row for row in json.loads(capsys.readouterr().out) if row["run"] == "runs/tiny"]
         return dict(found)
 
     wait_for(lambda: (row()["step"] or 0) > 20, 120, row)

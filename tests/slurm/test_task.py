@@ -7,62 +7,24 @@ import os
 import signal
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jepa import checkpoint, restarts
 from jepa.errors import AGAIN, HUNG
 from jepa.slurm import ends
-from jepa.slurm.task import Task, teardown
-from tests.slurm import jobs
-from tests.slurm.conftest import Cluster, wait_for
+from jepa.slurm.task import SETUP, Task, teardown
+from tests import tiny
+from tests.slurm.conftest import wait_for
 from tests.train import runs, worker
-from tests.train.worker import Job
-
-STEPS = 400
-TRAIN = {"duration": {"steps": STEPS}, "checkpoint_every": {"steps": 100}, "log_every": 10}
-
-
-def train(folder: Path, data: Path, **changes: object) -> Task:
-    file = jobs.config(folder, data, **(TRAIN | changes))
-    return Task(("train", str(file), "--out", str(folder / "run"), "--trace"), str(folder / "run"))
 
 
 def starts(run: Path, *keys: str) -> list[tuple[object, ...]]:
     return [tuple(row[key] for key in keys) for row in restarts.read(run)]
-
-
-def test_signals_and_requeues_lose_nothing(cluster: Cluster, tiny_data: Path, tmp_path: Path) -> None:
-    """SIGUSR2 as at the time limit, then `scontrol requeue`; two nodes as one run that nobody disturbed."""
-    settings = (f"train.duration={{steps: {STEPS}}}", "train.checkpoint_every={steps: 100}", "train.log_every=10")
-    whole = tmp_path / "whole"
-    assert worker.run_group(worker.ranks(Job(tiny_data, whole, settings), 2)) == [0, 0]
-
-    job = jobs.submit(cluster, train(tmp_path, tiny_data), tmp_path)
-    job.wait_for_step(50)
-    cluster.run(["scancel", "--signal=USR2", job.job])
-    job.wait_for("PENDING")
-    job.wait_for("RUNNING")
-    first = restarts.read(job.run)
-    job.wait_for_step(max(200, int(first[-1]["step"]) + 50))
-    cluster.run(["scontrol", "requeue", job.job])
-    job.wait_for("COMPLETED")
-
-    assert starts(job.run, "attempt", "reason", "world") == [
-        (1, "start", 2),
-        (2, "told to, by SIGUSR2", 2),
-        (3, "requeued", 2),
-    ]
-    assert starts(job.run, "nodes", "lost")[:2] == [(["127.0.0.1", "127.0.0.2"], 0)] * 2
-    runs.assert_bit_equal(runs.tensors(job.run, STEPS), runs.tensors(whole, STEPS))
-    assert runs.trace(job.run) == runs.trace(whole)
-    assert runs.lines(job.run) == runs.lines(whole)
-    assert f"{job.run} is at step {STEPS}" in job.log()
-
-
-# --- one process, without SLURM: only its variables ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,7 +58,10 @@ def _call(work: Task, variables: dict[str, str]) -> None:
 
 
 def failing(folder: Path, data: Path, *more: str, **changes: object) -> Task:
-    file = jobs.config(folder, data, method="tests.slurm.failing:Failing", **({"duration": {"steps": 30}} | changes))
+    train = tiny.VALUES["train"] | {"duration": {"steps": 30}} | changes
+    values = tiny.VALUES | {"method": {"name": "tests.slurm.failing:Failing"}, "train": train}
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values | {"data": tiny.VALUES["data"] | {"path": str(data)}}))
     return Task(("train", str(file), "--out", str(folder / "run"), *more), str(folder / "run"))
 
 
@@ -164,6 +129,22 @@ def test_killed_ones_are_counted(tiny_data: Path, tmp_path: Path) -> None:
     assert len(restarts.read(tmp_path / "run")) == 2
 
 
+def test_why_a_start_follows_is_slurms_word_or_the_batch_scripts(tmp_path: Path) -> None:
+    first, second = attempt(tmp_path, 0), attempt(tmp_path, 1)
+    log, now = tmp_path / "logs" / "7_0_log.err", datetime.now().isoformat(timespec="seconds")
+    log.parent.mkdir()
+    ends.begin(first)
+    assert ends.reason(second) == "node failure or killed"
+    log.write_text(f"slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT {now} DUE TO JOB REQUEUE ***\n")
+    assert ends.reason(second) == "requeued"
+    (tmp_path / "logs" / "ended-7.0").write_text("137\n")
+    assert ends.reason(second) == "node failure or killed", "it was the batch script that has requeued"
+    ends.finish(first, "again")
+    assert ends.reason(second) == "time limit"
+    log.write_text(f"srun\nerror: *** STEP 7.0 ON n1 CANCELLED AT {now} DUE TO PREEMPTION ***\n" + log.read_text())
+    assert ends.reason(second) == "preempted"
+
+
 def test_a_step_that_hangs_ends_with_the_stacks_of_all_threads(tiny_data: Path, tmp_path: Path) -> None:
     work = dataclasses.replace(failing(tmp_path, tiny_data), step_seconds=2.0)
     assert start(work, tmp_path, FAIL="6:hang:0").code() == HUNG
@@ -188,7 +169,7 @@ def test_a_signal_saves_and_says_what_is_wanted(
     os.kill(child.process.pid, number)
     assert child.code() == code
     end = ends.read(attempt(tmp_path, 0))
-    assert end is not None and end.how == how and final(tmp_path, 0) is (number == signal.SIGTERM)
+    assert end is not None and end.how == how and not final(tmp_path, 0)
     step = checkpoint.steps(tmp_path / "run")[-1]
     assert step == runs.lines(tmp_path / "run")[-1]["step"] < 4000
     assert ends.reason(attempt(tmp_path, 1)) == ("time limit" if number == signal.SIGUSR2 else "requeued")
@@ -204,19 +185,28 @@ def test_an_extension_goes_on_as_one(tiny_data: Path, tmp_path: Path) -> None:
 
 
 def test_the_batch_script_requeues_unless_told(tmp_path: Path) -> None:
-    """Its lines, with a program in place of scontrol that says what it was asked."""
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho $*\n")
+    """Its lines, with a program in place of scontrol that says what it was asked, and in what state the job is."""
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\n[ $1 = requeue ] && echo $* || echo JobId=7 JobState=$STATE Reason=None\n"
+    )
     (tmp_path / "scontrol").chmod(0o755)
-    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}
+    variables |= {"SLURM_NTASKS_PER_NODE": "4", "SLURM_NTASKS": "8", "STATE": "RUNNING"}
 
-    def script(code: int, **more: str) -> tuple[int, str]:
-        text = "\n".join([f"(exit {code})", *teardown(tmp_path / "a b")])
+    def script(work: str, **more: str) -> tuple[int, str]:
+        text = "\n".join([*SETUP, work, *teardown(tmp_path / "a b")])
         done = subprocess.run(["bash", "-c", text], env=variables | more, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     (tmp_path / "a b").mkdir()
-    assert script(0) == (0, "")
-    assert script(137) == (137, "requeue 7\n")
+    assert script("echo $SLURM_NTASKS $SLURM_NPROCS; (exit 0)") == (0, "12 12\n")
+    assert script("(exit 137)") == (137, "requeue 7\n")
+    assert (tmp_path / "a b" / "ended-7.0").read_text() == "137\n"
     (tmp_path / "a b" / "final-7.2").touch()
-    assert script(75, SLURM_RESTART_COUNT="1") == (75, "requeue 7\n")
-    assert script(2, SLURM_RESTART_COUNT="2") == (2, "")
+    assert script("(exit 75)", SLURM_RESTART_COUNT="1") == (75, "requeue 7\n")
+    assert script("(exit 2)", SLURM_RESTART_COUNT="2") == (2, "")
+    told = "sh -c 'kill -TERM $PPID; exit 130'"  # to the batch script too
+    assert script(told) == (130, "requeue 7\n"), "meant for an earlier start"
+    for state in ("CANCELLED", "COMPLETING", "PENDING", "TIMEOUT"):
+        assert script(told, STATE=state) == script("(exit 130)", STATE=state) == (130, ""), "SLURM has ended it"
+    assert script(told.replace("130", "0")) == (0, "")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from jepa.config import OptimConfig
 from jepa.errors import ConfigError, TrainingError
 from jepa.methods.base import Method
 from jepa.train import train
-from tests import tiny
+from tests import disk, tiny
 from tests.train import runs, worker
 from tests.train.worker import Job
 
@@ -190,16 +189,9 @@ def test_a_metric_that_is_not_measured(tiny_data: Path, tmp_path: Path, monkeypa
         train(tiny.run_config(tiny_data, "train.keep_best=knn", "monitor.every={steps: 0}"), tmp_path / "b", quiet=True)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_file_system(tiny_data: Path, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this machine does not let root mount")
-    try:
+    with disk.small(tmp_path / "small", "400k") as small:
+        disk.needed(small)
         with pytest.raises(TrainingError, match=r"step-5.*the disk is full.*complete checkpoints: step-0"):
             train(tiny.run_config(tiny_data, BACKGROUND), small / "run", quiet=True)
         assert [p.name for p in (small / "run" / "checkpoints").iterdir()] == ["step-0"]
-    finally:
-        subprocess.run(["umount", str(small)], check=True)

@@ -22,6 +22,7 @@ from jepa.errors import CheckpointError, ConfigError, TrainingError
 from jepa.interrupt import Interrupts
 from jepa.methods.base import Method
 from jepa.train import train
+from tests import disk
 from tests.tiny import run_config
 from tests.train import runs, worker
 from tests.train.worker import Job
@@ -215,20 +216,13 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_data: Path, tmp_path: Path
     assert len(runs.lines(out)) == 12
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_file_system(tiny_data: Path, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this machine does not let root mount")
-    try:
+    with disk.small(tmp_path / "small", "400k") as small:
+        disk.needed(small)
         with pytest.raises(TrainingError, match=r"step-5.*the disk is full.*complete checkpoints: step-0"):
             train(run_config(tiny_data), small / "run", quiet=True)
         assert [p.name for p in (small / "run" / "checkpoints").iterdir()] == ["step-0"]
         assert checkpoint.problem(small / "run" / "checkpoints" / "step-0") is None
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
