@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +25,18 @@ from tests.hygiene.tree import ROOT
 EXAMPLES = ROOT / "docs" / "examples"
 
 
-def run(name: str, *arguments: Path) -> str:
-    """An example, which does not import this package."""
+def run(name: str, *arguments: Path | str) -> str:
+    """What an example prints, as it stands; it does not import this package."""
     assert not re.search(r"^\s*(import|from) jepa", (EXAMPLES / name).read_text(), re.MULTILINE)
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=arguments[0], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    shown, before = io.StringIO(), sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(shown), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")  # a new process would import torch for seconds
+    finally:
+        sys.argv = before
+    return shown.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,15 @@ def test_an_encoder_is_used_without_us(form: str, images: Path, pictures: tuple[
     rows = re.findall(r"\[([^\[\]]+)\]", text)
     shown = float(rows[0].split()[1].rstrip(","))
     assert shown == pytest.approx(similarity(subject.load(images, Asked()), pictures), abs=2e-3)
+
+
+def test_an_encoder_is_a_backbone_in_stable_worldmodel(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("stable_worldmodel")
+    pytest.importorskip("pymunk")  # draws Push-T
+    export(images, "transformers", tmp_path / "encoder")
+    text = run("plan_in_stable_worldmodel.py", tmp_path / "encoder", "12")
+    first, last = (float(number) for number in re.findall(r"loss (\S+)", text))
+    assert last < 0.7 * first and re.search(r"success rate: \d+ %", text)
 
 
 def test_a_plan_is_made_without_us(pictures: tuple[Path, Path], tmp_path: Path) -> None:
