@@ -13,8 +13,8 @@ import jepa
 from jepa import checkpoint
 from jepa.config import RunConfig
 from jepa.errors import CheckpointError, ConfigError
-from jepa.export import load
 from jepa.export.write import export
+from jepa.nn import timm_model
 from tests.tiny import run_config
 
 
@@ -63,7 +63,7 @@ def test_timm_models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         return timm.create_model(name, img_size=size, num_classes=0)  # its weights are not here
 
-    monkeypatch.setattr(load, "timm_model", offline)
+    monkeypatch.setattr(timm_model, "create", offline)
     encoder = jepa.load_encoder("timm:vit_tiny_patch16_224", image_size=(64, 48))
     pixels = torch.randint(0, 256, (2, 3, 64, 48), dtype=torch.uint8)
     model: Any = encoder.encoder
@@ -71,8 +71,10 @@ def test_timm_models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         theirs = model.model.forward_features(encoder.normalise(pixels))[:, 1:]
     torch.testing.assert_close(encoder(pixels), theirs)
     assert encoder.width == 192 and tuple(encoder(pixels).shape) == (2, 12, 192)
-    with pytest.raises(ConfigError, match="no model 'vit_nowhere'"):
+    with pytest.raises(ConfigError, match="^timm has no model 'vit_nowhere'"):
         jepa.load_encoder("timm:vit_nowhere")
+    with pytest.raises(ConfigError, match="does not take images of 8×8"):
+        jepa.load_encoder("timm:vit_tiny_patch16_224", image_size=(8, 8))
 
 
 def test_image_size_is_for_timm_alone(run: Path) -> None:
