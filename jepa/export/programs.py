@@ -47,6 +47,7 @@ class Program:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: tuple[dict[int, Any], ...]  # of each input: axis -> torch.export.Dim
+    down_to_one: bool = False  # an axis that is not 1 in the example may be 1: a clip of one token in time
 
     def run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The module itself, for comparison."""
