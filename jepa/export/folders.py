@@ -118,6 +118,11 @@ def _timm(
 # --- what stands beside the weights -------------------------------------------------------------------------------
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether it is a folder as transformers and timm write it, not one of our runs."""
+    return (path / "config.json").is_file() and not (path / "config.yaml").is_file()
+
+
 def layout(path: Path) -> str | None:
     """`--from` of such a folder; None: neither."""
     values = _json(path / "config.json")
@@ -223,4 +228,4 @@ def _preprocessing(folder: Path) -> list[str]:
     return []
 
 
-__all__ = ["convert_timm", "convert_transformers", "layout", "weights"]
+__all__ = ["convert_timm", "convert_transformers", "is_foreign", "layout", "weights"]

@@ -25,7 +25,6 @@ from jepa.export import folders, to_safetensors
 from jepa.nn import timm_model
 
 _TIMM = "timm:"
-_RECORD, _JSON = "export.json", "config.json"
 
 
 def load_encoder(
@@ -55,9 +54,9 @@ def load_encoder(
         raise ConfigError("image_size goes with timm:NAME; the other encoders take frames of the size they have")
     if name.startswith(_TIMM):
         found = _timm(name.removeprefix(_TIMM), image_size)
-    elif (Path(source) / _RECORD).is_file():
+    elif to_safetensors.is_export(Path(source)):
         found = _export(Path(source))
-    elif (Path(source) / _JSON).is_file() and not (Path(source) / "config.yaml").is_file():
+    elif folders.is_foreign(Path(source)):
         found = _foreign(Path(source), which)
     else:
         found = checkpoint.load_encoder(source, which=which)

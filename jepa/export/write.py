@@ -96,7 +96,7 @@ def export(
 def _check_target(folder: Path, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not folder.is_dir() or not (folder / to_safetensors.RECORD).is_file():
+    if not to_safetensors.is_export(folder):
         raise ConfigError(f"{folder} exists and is no earlier export: give another folder with --out")
     if not force:
         raise ConfigError(f"{folder} holds an earlier export: give another folder with --out, or --force to replace it")

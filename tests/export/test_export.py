@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from jepa import checkpoint, config, resources
-from jepa.data.build import build
 from jepa.errors import CheckpointError, ConfigError
 from jepa.export import subject, to_safetensors
 from jepa.export.subject import Asked
@@ -240,18 +239,15 @@ def test_real_clips_are_compared_where_the_data_set_is(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Episodes of 9 frames of 32 x 32 with actions of four numbers and proprioception of three."""
-    files, out = tmp_path_factory.mktemp("walks"), tmp_path_factory.mktemp("data") / "walks"
-    for episode in range(8):
-        rng, folder = np.random.default_rng(episode), files / ("train" if episode < 4 else "val")
-        folder.mkdir(exist_ok=True)
-        np.savez(
-            folder / f"{episode}.npz",
-            frames=rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8),
-            action=rng.normal(3, 2, (9, 4)).astype(np.float32),
-            proprio=rng.normal(size=(9, 3)).astype(np.float32),
-        )
-    build("npz", out, overrides=["name=walks", f"source.path={files}"], progress=False)
-    return out
+
+    def draw(rng: np.random.Generator) -> tiny.Arrays:
+        return {
+            "frames": rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8),
+            "action": rng.normal(3, 2, (9, 4)).astype(np.float32),
+            "proprio": rng.normal(size=(9, 3)).astype(np.float32),
+        }
+
+    return tiny.build_walks(tmp_path_factory.mktemp("data") / "walks", 8, 4, draw)
 
 
 def test_roll_outs_from_real_frames_are_compared(walks: Path, tmp_path: Path) -> None:
