@@ -209,18 +209,6 @@ def test_a_folder_of_another_kind_is_not_read(images: Path, tmp_path: Path) -> N
         to_safetensors.read(tmp_path / "plain")
 
 
-def test_the_hub_is_asked_last_and_its_refusal_leaves_the_folder(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(ConfigError, match="USER/NAME"):
-        export(images, "safetensors", tmp_path / "out", to_hub="no-user")
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="is written, but uploading it to me/mine failed"):
-        export(images, "safetensors", tmp_path / "out", to_hub="me/mine")
-    assert (tmp_path / "out" / "README.md").is_file()
-
-
 # --- the run's own data -------------------------------------------------------------------------------------------
 
 
