@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from jepa import checkpoint, config, resources
 from jepa.errors import CheckpointError, ConfigError
 from jepa.export import subject, to_safetensors
+from jepa.export.graphs import DTYPES
 from jepa.export.subject import Asked
+from jepa.export.verify import LIMITS
 from jepa.export.write import FORMATS, export, unfit
 from jepa.methods import base
 from tests import tiny
@@ -100,6 +102,28 @@ def test_layers_come_out_of_onnx_in_half_precision(tmp_path: Path) -> None:
     assert kinds == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "dtype"),
+    [("lewm", "onnx", "fp16"), ("lewm", "torch", "bf16"), ("ac-vit-g16", "torch", "fp16")],
+)
+def test_programs_of_world_models_in_half_precision(name: str, form: str, dtype: str, tmp_path: Path) -> None:
+    """Each program and whole roll-outs within the limits of that type; float32 in and out."""
+    run = runs.make(tmp_path / "run", name)
+    done = export(run, form, tmp_path / "out", Asked(dtype=dtype))  # type: ignore[arg-type]
+    assert {check.limit for check in done.checks} == {LIMITS[dtype]}
+    assert max(check.error for check in done.checks) > 1e-4, "it is in half precision"
+    assert any(check.what.startswith("roll-out") for check in done.checks)
+    if form == "torch":
+        state = torch.export.load(tmp_path / "out" / "step.pt2").state_dict
+        assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {DTYPES[dtype]}
+
+
+def test_a_belief_is_not_exported_in_half_precision(tmp_path: Path) -> None:
+    run = runs.make(tmp_path / "run", "rssm")
+    with pytest.raises(ConfigError, match="programs can be written in fp32: in half precision its belief"):
+        export(run, "torch", tmp_path / "out", Asked(dtype="fp16"))
+
+
 def test_half_precision_that_overflows_is_refused(tmp_path: Path) -> None:
     run = runs.settings("ijepa-vit-b16")
     runs.save(tmp_path / "run", run)
@@ -151,7 +175,7 @@ def test_what_a_model_does_not_have_is_said(images: Path, tmp_path: Path, form: 
     ("form", "asked", "says"),
     [
         ("timm", Asked(), "world model.*Available: torch, onnx, safetensors"),
-        ("onnx", Asked(dtype="fp16"), "programs can be written in fp32"),
+        ("onnx", Asked(dtype="bf16"), "programs can be written in fp32, fp16"),
         ("torch", Asked(image_size=(64, 64)), "for the frames it was trained on"),
         ("torch", Asked(layers=(0,)), "shows no layers"),
     ],
