@@ -160,3 +160,18 @@ def test_clips_of_other_lengths_and_sizes(form: str, clips: Path, tmp_path: Path
         export(clips, form, tmp_path / "larger", Asked(image_size=larger, frames=2))
         look = opened(form, tmp_path / "larger", found)
     compare(look, of_ours(ours), draw(2, *larger), (1, larger[0] // 16, larger[1] // 16))
+
+
+@pytest.mark.parametrize("form", ["torch", "safetensors"])
+def test_clips_with_fixed_positions(form: str, tmp_path: Path) -> None:
+    """V-JEPA's table in time, height and width: another length by `--frames`, another size in programs as it comes."""
+    run = runs.make(tmp_path / "run", "vjepa2-vit-l16", "method.position={kind: sincos}")
+    asked = Asked(frames=8, layers=(LAYER,) if form == "torch" else ())
+    export(run, form, tmp_path / "out", asked)
+    look, ours = opened(form, tmp_path / "out", subject.load(run, asked)), jepa.load_encoder(run)
+    ours.encoder.resize((8, 32, 32))  # type: ignore[operator]
+    compare(look, of_ours(ours), draw(8, 32, 32), (4, 2, 2))
+    if form == "torch":
+        ours.encoder.resize((8, *LARGER))  # type: ignore[operator]
+        ours.image_size = LARGER
+        compare(look, of_ours(ours), draw(8, *LARGER), (4, 4, 3))
