@@ -301,19 +301,14 @@ def demo(
 @app.command(rich_help_panel=LOOK)
 def inspect(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, a run folder, or a foreign checkpoint (file, folder).")
+        Path, typer.Argument(help="A checkpoint, a run or export folder, or one from elsewhere (file, folder).")
     ],
     as_json: Json = False,
 ) -> None:
     """Say what is in a checkpoint without loading its tensors."""
-    if checkpoint.is_file() or ((checkpoint / "config.json").is_file() and not (checkpoint / "config.yaml").is_file()):
-        from jepa.export import describe as describe_file
+    from jepa.export import describe
 
-        facts = describe_file(checkpoint)
-    else:
-        from jepa.checkpoint import describe
-
-        facts = describe(checkpoint)
+    facts = describe(checkpoint)
     print_json(facts) if as_json else print_facts(facts)
 
 

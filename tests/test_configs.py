@@ -13,6 +13,7 @@ from jepa import config, phases, resources
 from jepa.data.build import build
 from jepa.methods import base
 from jepa.train import train
+from tests import tiny
 
 NAMES = [name for name in resources.names("configs") if name != "debug"]
 WORLDS = [name for name in NAMES if base.resolve(config.load(name).method)[0].episodes]
@@ -130,20 +131,16 @@ def encoder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 episodes of 41 frames with the arrays that shipped world models ask for."""
-    files, out = tmp_path_factory.mktemp("walks"), tmp_path_factory.mktemp("data") / "walks"
-    for episode in range(16):
-        rng = np.random.default_rng(episode)
-        folder = files / ("train" if episode < 12 else "test")
-        folder.mkdir(exist_ok=True)
-        np.savez(
-            folder / f"{episode:02d}.npz",
-            frames=rng.integers(0, 255, (41, 16, 16, 3), dtype=np.uint8),
-            action=rng.uniform(-1, 1, (40, 7)).astype(np.float32),
-            state=rng.uniform(-1, 1, (41, 7)).astype(np.float32),
-            proprio=rng.uniform(-1, 1, (41, 4)).astype(np.float32),
-        )
-    build("npz", out, overrides=["name=walks", f"source.path={files}"], progress=False)
-    return out
+
+    def draw(rng: np.random.Generator) -> tiny.Arrays:
+        return {
+            "frames": rng.integers(0, 255, (41, 16, 16, 3), dtype=np.uint8),
+            "action": rng.uniform(-1, 1, (40, 7)).astype(np.float32),
+            "state": rng.uniform(-1, 1, (41, 7)).astype(np.float32),
+            "proprio": rng.uniform(-1, 1, (41, 4)).astype(np.float32),
+        }
+
+    return tiny.build_walks(tmp_path_factory.mktemp("data") / "walks", 16, 12, draw)
 
 
 @pytest.mark.parametrize("name", WORLDS)

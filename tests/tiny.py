@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from jepa import config
 from jepa.config import RunConfig
 from jepa.data.build import build
 
+Arrays = dict[str, npt.NDArray[Any]]
 VALUES: dict[str, Any] = {
     "name": "tiny",
     "seed": 3,
@@ -37,6 +42,19 @@ def build_movies(folder: Path, train: int, val: int, test: int) -> Path:
     sizes = ["source.size=24", "source.digit=[10, 14]", "source.frames=8", "source.clutter=1"]
     counts = [f"source.samples={{train: {train}, val: {val}, test: {test}}}", "shards.max_samples=13"]
     build("moving-digits", folder, overrides=["name=movies", *sizes, *counts], progress=False)
+    return folder
+
+
+def build_walks(
+    folder: Path, episodes: int, train: int, draw: Callable[[np.random.Generator], Arrays], *more: str
+) -> Path:
+    """Episodes with arrays, the first `train` for training and the others for tests; `draw` makes one, "frames" too."""
+    files = folder.with_name(f"{folder.name}-files")
+    for episode in range(episodes):
+        split = files / ("train" if episode < train else "test")
+        split.mkdir(parents=True, exist_ok=True)
+        np.savez(split / f"{episode:02d}.npz", **draw(np.random.default_rng(episode)))
+    build("npz", folder, overrides=["name=walks", f"source.path={files}", *more], progress=False)
     return folder
 
 

@@ -16,7 +16,8 @@ from jepa.checkpoint.encoder import load_encoder
 from jepa.config import DataConfig, to_dict
 from jepa.errors import CheckpointError, ConfigError
 from jepa.methods import base
-from jepa.methods.frozen import FrozenConfig, FrozenEncoder, pretrained, timm_module
+from jepa.methods.frozen import FrozenConfig, FrozenEncoder, pretrained
+from jepa.nn import timm_model
 
 _HASH = 16  # digits of the weights' SHA-256 that the configuration holds
 
@@ -51,8 +52,7 @@ def resolve(method: Mapping[str, Any], data: DataConfig) -> dict[str, Any]:
 
 
 def _of_timm(name: str) -> dict[str, Any]:
-    timm = timm_module(name)
-    settings = None if name.startswith("hf-hub:") else timm.get_pretrained_cfg(name)
+    settings = timm_model.settings(name)
     if settings is None:
         raise ConfigError(f"encoder.timm={name!r}: timm does not know how its images are normalised; use another model")
     return {"timm": name, "mean": list(settings.mean), "std": list(settings.std)}

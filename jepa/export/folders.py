@@ -108,7 +108,7 @@ def _timm(
     if foreign or "norm.weight" not in read.tensors:
         what = f"has {importer.listing(foreign)}" if foreign else "has no norm after its last block"
         raise CheckpointError(
-            f"{read.path}: this model of timm {what}, which our encoders do not have. Nothing was written. "
+            f"{read.path}: this model of timm {what}, which our encoders do not have. Nothing was written; "
             + _WORLD.format(f"timm:{name}")
         )
     kept = replace(read, tensors={key: t for key, t in read.tensors.items() if key not in left})
@@ -116,6 +116,11 @@ def _timm(
 
 
 # --- what stands beside the weights -------------------------------------------------------------------------------
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether it is a folder as transformers and timm write it, not one of our runs."""
+    return (path / "config.json").is_file() and not (path / "config.yaml").is_file()
 
 
 def layout(path: Path) -> str | None:
@@ -153,13 +158,15 @@ def _together(folder: Path, listed: Any) -> files.Foreign:
     return files.Foreign(folder, parts[0].format, tensors)
 
 
-def _folder(path: Path | str, layout: str, made: str) -> Path:
+def _folder(path: Path | str, wanted: str, made: str) -> Path:
     folder = Path(path)
     if not folder.is_dir() or not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} is no folder of {layout}: give one with config.json and model.safetensors, as {made} writes it "
+            f"{folder} is no folder of {wanted}: give one with config.json and model.safetensors, as {made} writes it "
             "(a model of the hub: download it once, then give its folder)"
         )
+    if (own := layout(folder)) not in (None, wanted):
+        raise CheckpointError(f"{folder} is a folder of {own}: import it with --from {own}. Nothing was written")
     return folder
 
 
@@ -223,4 +230,4 @@ def _preprocessing(folder: Path) -> list[str]:
     return []
 
 
-__all__ = ["convert_timm", "convert_transformers", "layout", "weights"]
+__all__ = ["convert_timm", "convert_transformers", "is_foreign", "layout", "weights"]

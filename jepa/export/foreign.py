@@ -1,4 +1,4 @@
-"""Says what a checkpoint file made elsewhere is, without reading its weights."""
+"""Says what a checkpoint is, wherever it was made, without reading its weights."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import Any
 
 from torch import Tensor
 
-from jepa.errors import JepaError
-from jepa.export import files, folders, ijepa, importer, official, vjepa2, vjepa2_ac
+from jepa import checkpoint
+from jepa.errors import CheckpointError, JepaError
+from jepa.export import files, folders, ijepa, importer, official, to_safetensors, vjepa2, vjepa2_ac
 
 
 def describe(path: Path | str) -> dict[str, Any]:
-    """What is in a ``.pth``/``.pth.tar``/``.safetensors`` file, from its directory of tensors alone, or in a folder.
+    """What is in a run or checkpoint of ours, in an export, in a file or folder from elsewhere.
 
     Returns:
-        Plain values: path, bytes, format, kind, parts {name: {tensors, parameters, dtypes}}, values (plain entries
-        at the top), metadata, and for a known layout architecture and command (how to import it).
+        Plain values. Of a ``.pth``/``.pth.tar``/``.safetensors`` file, from its directory of tensors alone: path,
+        bytes, format, kind, parts {name: {tensors, parameters, dtypes}}, values (plain entries at the top), metadata,
+        and for a known layout architecture and command (how to import it). Of a folder of transformers or timm the
+        same but values. Of an export: see `_describe_export`. Of ours: see `jepa.checkpoint.describe`.
 
     Raises:
         CheckpointError: not readable, damaged, or refused as unsafe (see `files.read`).
     """
-    if Path(path).is_dir():
-        return _describe_folder(Path(path))
+    folder = Path(path)
+    if folder.is_dir() and to_safetensors.is_export(folder):
+        return _describe_export(folder)
+    if folder.is_dir():
+        return _describe_folder(folder) if folders.is_foreign(folder) else checkpoint.describe(folder)
     foreign = files.read(path)
     facts: dict[str, Any] = {
         "path": str(foreign.path),
@@ -40,6 +46,51 @@ def describe(path: Path | str) -> dict[str, Any]:
         facts["architecture"] = _architecture(family, foreign)
         facts["command"] = f"jepa import {foreign.path} --from {family.layout} --to RUN"
     return facts
+
+
+def _describe_export(folder: Path) -> dict[str, Any]:
+    """What `jepa export` wrote: format, model, size, types, how close it came to the model, and what it was made from.
+
+    Raises:
+        CheckpointError: a record that is not whole.
+    """
+    values = to_safetensors.record(folder)
+    try:
+        model, pixels, checks = values["model"], values["preprocessing"], values["checks"]
+        compared = [check for check in checks if check["limit"]]
+        worst = max(compared, key=lambda check: check["error"] / check["limit"], default=None)
+        facts = {
+            "path": str(folder),
+            "bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+            "kind": f"an export for {values['format']}",
+            "made from": f"run {values['name']!r}, step {model['step']}, {_part(model)}",
+            "model": f"{model['architecture']} of method {model['method']['name']}",
+            "takes": _sizes(pixels),
+            "dtype": model["dtype"],
+            "checked": f"{len(checks)} comparisons with the model" + ("" if worst is None else f"; {_closest(worst)}"),
+            "programs": values["programs"],
+            "versions": values["versions"],
+        }
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder / to_safetensors.RECORD} is not whole (no {error}): export the run again"
+        ) from None
+    return {name: value for name, value in facts.items() if value not in ({}, None)}
+
+
+def _part(model: dict[str, Any]) -> str:
+    return "the whole world model" if model["part"] == "world" else f"its {model['which']} encoder"
+
+
+def _sizes(pixels: dict[str, Any]) -> str:
+    height, width = pixels["image_size"]
+    frames = "" if pixels["frames"] is None else f"{pixels['frames']} frames of "
+    where = "inside the programs" if pixels["inside"] else "as the files beside the weights say"
+    return f"{frames}{height} x {width} pixels, mean {pixels['mean']}, std {pixels['std']}, normalised {where}"
+
+
+def _closest(check: dict[str, Any]) -> str:
+    return f"nearest to its limit: {check['what']}, {check['inputs']}, error {check['error']:.1e} of {check['limit']:g}"
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:

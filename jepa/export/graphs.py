@@ -154,7 +154,7 @@ def encoder_program(subject: Subject) -> Program:
             axes[2] = patch[0] * Dim("times", min=1, max=_MOST)
     outputs = ("tokens", "pooled", *(f"layer_{number}" for number in subject.layers))
     example = torch.rand(2, 3, *_large(subject.size, axes, subject.encoder), generator=torch.Generator().manual_seed(0))
-    return Program("encoder", graph, (example,), ("pixels",), outputs, (axes,))
+    return Program("encoder", graph, (example,), ("pixels",), outputs, (axes,), down_to_one=True)
 
 
 def patch_of(encoder: nn.Module) -> tuple[int, ...]:

@@ -22,11 +22,9 @@ from jepa.checkpoint import Encoder
 from jepa.config import DataConfig, RunConfig
 from jepa.errors import CheckpointError, ConfigError
 from jepa.export import folders, to_safetensors
-from jepa.methods.frozen import timm_model, timm_module
-from jepa.nn.timm_model import patch_tokens
+from jepa.nn import timm_model
 
 _TIMM = "timm:"
-_RECORD, _JSON = "export.json", "config.json"
 
 
 def load_encoder(
@@ -56,9 +54,9 @@ def load_encoder(
         raise ConfigError("image_size goes with timm:NAME; the other encoders take frames of the size they have")
     if name.startswith(_TIMM):
         found = _timm(name.removeprefix(_TIMM), image_size)
-    elif (Path(source) / _RECORD).is_file():
+    elif to_safetensors.is_export(Path(source)):
         found = _export(Path(source))
-    elif (Path(source) / _JSON).is_file() and not (Path(source) / "config.yaml").is_file():
+    elif folders.is_foreign(Path(source)):
         found = _foreign(Path(source), which)
     else:
         found = checkpoint.load_encoder(source, which=which)
@@ -107,13 +105,13 @@ class _Timm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         model: Any = self.model
-        return patch_tokens(self.model, torch.as_tensor(model.forward_features(x)))
+        return timm_model.patch_tokens(self.model, torch.as_tensor(model.forward_features(x)))
 
 
 def _timm(name: str, image_size: tuple[int, int] | None) -> Encoder:
-    settings = timm_module(name).get_pretrained_cfg(name) if not name.startswith("hf-hub:") else None
-    size = image_size or (tuple(settings.input_size[1:]) if settings is not None else (224, 224))
-    model = timm_model(name, size, pretrained=True)
+    size = image_size or timm_model.own_size(name)
+    model = timm_model.create(name, size, pretrained=True)
+    timm_model.check(model, name, size)
     told: Any = model.pretrained_cfg
     data = DataConfig(image_size=size, mean=tuple(told["mean"]), std=tuple(told["std"]), interpolation="bicubic")
     return Encoder(_Timm(model), RunConfig(name=name, method={"name": f"timm:{name}"}, data=data), size)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,12 +47,36 @@ class Program:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: tuple[dict[int, Any], ...]  # of each input: axis -> torch.export.Dim
+    down_to_one: bool = False  # an axis that is not 1 in the example may be 1: a clip of one token in time
 
     def run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The module itself, for comparison."""
         with torch.no_grad():
             out = self.module(*(given[name] for name in self.inputs))
         return dict(zip(self.outputs, out if isinstance(out, tuple) else (out,), strict=True))
+
+
+class Lower(nn.Module):
+    """A module in another type; what goes in and comes out stays float32."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = copy.deepcopy(module).to(dtype), dtype
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        out = self.module(*(x.to(self.dtype) if x.is_floating_point() else x for x in given))
+        return tuple(x.float() if x.is_floating_point() else x for x in (out if isinstance(out, tuple) else (out,)))
+
+
+def lowered(program: Program, dtype: torch.dtype) -> Program:
+    """The same program with weights and arithmetic in `dtype`."""
+    return program if dtype == torch.float32 else replace(program, module=Lower(program.module, dtype))
+
+
+def dtypes(model: WorldModel) -> tuple[str, ...]:
+    """Types that a world model's programs can be written in. A belief takes the likeliest of its classes, and in half
+    precision another one is the likeliest sooner or later: from there on it imagines something else."""
+    return ("fp32",) if isinstance(model, RSSM) else ("fp32", "fp16", "bf16")
 
 
 class _Part(nn.Module):
@@ -327,4 +351,4 @@ def _encoded(encode: Call, frames: Tensor, proprio: Tensor | None) -> dict[str, 
     return encode({"frames": frames} | ({} if proprio is None else {"proprio": proprio}))
 
 
-__all__ = ["Call", "Program", "roll_out", "window", "world_programs"]
+__all__ = ["Call", "Lower", "Program", "dtypes", "lowered", "roll_out", "window", "world_programs"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from jepa.errors import ConfigError
+from jepa.export.extras import need
+
+_NEEDS = ("--push", "hub", "huggingface_hub")
 
 
 def check(repository: str) -> None:
@@ -23,7 +25,7 @@ def check(repository: str) -> None:
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"--push {repository!r}: give the repository as USER/NAME")
-    _hub()
+    need(*_NEEDS)
 
 
 def upload(folder: Path, repository: str) -> None:
@@ -32,7 +34,7 @@ def upload(folder: Path, repository: str) -> None:
     Raises:
         ConfigError: no token, no permission, or no connection. The folder stays.
     """
-    api = _hub().HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    api = need(*_NEEDS).HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by jepa")
@@ -42,14 +44,6 @@ def upload(folder: Path, repository: str) -> None:
             f"{folder} is written, but uploading it to {repository} failed: {type(error).__name__}: {text}. Log in "
             f"with `hf auth login` (or set HF_TOKEN), then `hf upload {repository} {folder}`"
         ) from None
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise ConfigError("--push needs huggingface_hub: pip install 'jepa[hub]'") from None
-    return huggingface_hub
 
 
 __all__ = ["check", "upload"]

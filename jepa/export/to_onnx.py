@@ -12,32 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.errors import ConfigError
+from jepa.export.extras import need
 from jepa.export.programs import Call, Program
 from jepa.export.to_torch import quiet, traced, untraceable
 
 OPSET = 20
 _BIG = 1_500_000_000  # bytes of weights above which they go into a file of their own; a protobuf holds 2 GB
-
-
-def need() -> Any:
-    """onnxruntime.
-
-    Raises:
-        ConfigError: it, onnx or onnxscript is not installed.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"--format onnx needs {error.name}: pip install 'jepa[onnx]'") from None
-    return onnxruntime
+_NEEDS = ("--format onnx", "onnx", "onnxruntime", "onnx", "onnxscript")
 
 
 def write(program: Program, folder: Path) -> Path:
     """FOLDER/NAME.onnx, its axes named."""
-    need()
+    need(*_NEEDS)
     file = folder / f"{program.name}.onnx"
     graph = traced(program)
     try:
@@ -74,7 +60,7 @@ def _name_axes(model: Any, program: Program) -> None:
 
 def read(program: Program, folder: Path) -> Call:
     """The file in onnxruntime on the CPU, as a function of named inputs."""
-    runtime = need()
+    runtime = need(*_NEEDS)
     settings = runtime.SessionOptions()
     settings.log_severity_level = 3
     session = runtime.InferenceSession(
@@ -90,4 +76,4 @@ def read(program: Program, folder: Path) -> Call:
     return call
 
 
-__all__ = ["OPSET", "need", "read", "write"]
+__all__ = ["OPSET", "read", "write"]

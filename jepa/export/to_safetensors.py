@@ -32,11 +32,16 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     return [folder / WEIGHTS]
 
 
+def is_export(folder: Path) -> bool:
+    """Whether `jepa export` made this folder."""
+    return (folder / RECORD).is_file()
+
+
 def record(folder: Path) -> dict[str, Any]:
     """export.json of a folder that `jepa export` made.
 
     Raises:
-        CheckpointError: there is none, or it is not ours.
+        CheckpointError: there is none, or it is not ours, or not whole.
     """
     try:
         values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -44,6 +49,8 @@ def record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is no folder made by `jepa export`: cannot read {RECORD} ({error})") from None
     if not isinstance(values, dict) or values.get("made_by") != "jepa export":
         raise CheckpointError(f"{folder / RECORD} was not written by `jepa export`")
+    if missing := [name for name in ("format", "name", "model", "preprocessing") if name not in values]:
+        raise CheckpointError(f"{folder / RECORD} is not whole (no {missing[0]!r}): export the run again")
     return values
 
 
@@ -69,4 +76,4 @@ def read(folder: Path | str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-__all__ = ["RECORD", "WEIGHTS", "read", "record", "write"]
+__all__ = ["RECORD", "WEIGHTS", "is_export", "read", "record", "write"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from jepa.data.augment import apply, centre_box
 from jepa.errors import ConfigError
 from jepa.export import keymaps
+from jepa.export.extras import need
 from jepa.export.graphs import DTYPES
 from jepa.export.subject import Subject
 from jepa.export.verify import Check, compare, equal_bits
@@ -27,19 +28,7 @@ from jepa.methods.base import resolve
 from jepa.nn.vit import VisionTransformer
 
 ARCHITECTURE = "vit_base_patch16_gap_224"  # without class token; everything else is said by model_args
-
-
-def need() -> Any:
-    """timm.
-
-    Raises:
-        ConfigError: not installed.
-    """
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError("--format timm needs timm: pip install 'jepa[timm]'") from None
-    return timm
+_NEEDS = ("--format timm", "timm", "timm")
 
 
 def unfit(subject: Subject) -> str | None:
@@ -61,7 +50,7 @@ def model_args(subject: Subject) -> dict[str, Any]:
 
 def write(subject: Subject, folder: Path) -> list[Path]:
     """config.json and model.safetensors."""
-    need()
+    need(*_NEEDS)
     dtype = DTYPES[subject.asked.dtype]
     theirs = keymaps.TIMM.outward(subject.encoder.state_dict())
     save_file({name: tensor.to(dtype).contiguous() for name, tensor in theirs.items()}, folder / "model.safetensors")
@@ -84,7 +73,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 
 def check(subject: Subject, folder: Path, inputs: list[tuple[str, Tensor]]) -> list[Check]:
     """Load both ways that timm has, and compare weights, transform and tokens."""
-    timm, dtype = need(), subject.asked.dtype
+    timm, dtype = need(*_NEEDS), subject.asked.dtype
     args = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_args"]
     file = folder / "model.safetensors"
     from_file = timm.create_model(ARCHITECTURE, checkpoint_path=str(file), **args).eval()
@@ -119,4 +108,4 @@ def _check_transform(subject: Subject, model: Any, timm: Any) -> list[Check]:
     return [Check("transform", "a picture, in steps of 255", step, 2.01)]
 
 
-__all__ = ["ARCHITECTURE", "check", "model_args", "need", "unfit", "write"]
+__all__ = ["ARCHITECTURE", "check", "model_args", "unfit", "write"]

@@ -10,13 +10,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx.experimental import _config
 
 from jepa.errors import CheckpointError
-from jepa.export.programs import Call, Program
+from jepa.export.programs import Call, Lower, Program
+
+shapes: Any = _config  # its functions are put in when it is imported
 
 
 def traced(program: Program) -> ExportedProgram:
@@ -26,9 +30,10 @@ def traced(program: Program) -> ExportedProgram:
         CheckpointError: a model that computes in a way that cannot be traced.
     """
     program.run(dict(zip(program.inputs, program.example, strict=True)))  # tables are made outside the trace
+    axes: Any = (program.axes,) if isinstance(program.module, Lower) else program.axes  # it takes its inputs as *given
     try:
-        with quiet(), torch.no_grad():
-            return torch.export.export(program.module, program.example, dynamic_shapes=program.axes, strict=False)
+        with quiet(), torch.no_grad(), shapes.patch(backed_size_oblivious=program.down_to_one):
+            return torch.export.export(program.module, program.example, dynamic_shapes=axes, strict=False)
     except Exception as error:  # whatever a model's own code meets while it is traced
         raise untraceable(program, "torch.export", error) from None
 

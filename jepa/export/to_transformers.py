@@ -20,8 +20,8 @@ from torch import Tensor
 
 from jepa.data import Batch
 from jepa.data.augment import apply, centre_box
-from jepa.errors import ConfigError
 from jepa.export import keymaps
+from jepa.export.extras import need
 from jepa.export.graphs import DTYPES
 from jepa.export.subject import Subject
 from jepa.export.to_torch import quiet
@@ -34,19 +34,7 @@ from jepa.nn.vit import VisionTransformer
 
 _FILTERS = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-def need() -> Any:
-    """transformers.
-
-    Raises:
-        ConfigError: not installed.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise ConfigError("--format transformers needs transformers: pip install 'jepa[interop]'") from None
-    return transformers
+_NEEDS = ("--format transformers", "interop", "transformers")
 
 
 def unfit(subject: Subject) -> str | None:
@@ -70,7 +58,7 @@ def unfit(subject: Subject) -> str | None:
 
 def write(subject: Subject, folder: Path) -> list[Path]:
     """config.json, model.safetensors and the processor's settings."""
-    need()
+    need(*_NEEDS)
     dtype = DTYPES[subject.asked.dtype]
     theirs = {name: tensor.to(dtype).contiguous() for name, tensor in _outward(subject).items()}
     save_file(theirs, folder / "model.safetensors", {"format": "pt"})
@@ -106,7 +94,7 @@ def _config(subject: Subject) -> dict[str, Any]:
     shared = {
         "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "layer_norm_eps": NORM_EPS,
         "hidden_act": "gelu", "qkv_bias": True, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02,
-        "dtype": _NAMES[subject.asked.dtype], "transformers_version": need().__version__,
+        "dtype": _NAMES[subject.asked.dtype], "transformers_version": need(*_NEEDS).__version__,
     }  # fmt: skip
     if not subject.clips:
         return {
@@ -149,7 +137,7 @@ def _processor(subject: Subject) -> dict[str, Any]:
 
 def check(subject: Subject, folder: Path, inputs: list[tuple[str, Tensor]], raw: Batch | None) -> list[Check]:
     """Load the folder as transformers does, and compare weights, processor, tokens and the predictor's answers."""
-    transformers, dtype = need(), subject.asked.dtype
+    transformers, dtype = need(*_NEEDS), subject.asked.dtype
     with quiet():
         transformers.utils.logging.disable_progress_bar()
         model = transformers.AutoModel.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
@@ -211,4 +199,4 @@ def _prepared(subject: Subject, picture: Tensor) -> Tensor:
     return subject.normalised(apply(picture, part, size, subject.config.data.interpolation).unsqueeze(0))[0]
 
 
-__all__ = ["check", "key_map", "need", "unfit", "weights", "write"]
+__all__ = ["check", "key_map", "unfit", "weights", "write"]

@@ -87,9 +87,10 @@ def _nothing(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _not_of_vjepa2(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Position tables, which rotary models carry along unused, and predictors of other methods."""
+    """Position tables, which rotary models of clips carry along unused, and predictors of other methods."""
     reason = "a fixed position table; this model has rotary positions, the official code does not load it either"
-    found = {name: reason for name in tensors if name.rsplit(".", 1)[-1] in _TABLES}
+    clips = any(t.ndim == 5 for name, t in tensors.items() if name.endswith(official.ENCODER_MARK))
+    found = {name: reason for name in tensors if clips and name.rsplit(".", 1)[-1] in _TABLES}
     if any(name.startswith("predictor.action_encoder.") for name in tensors):
         reason = "an action-conditioned predictor (V-JEPA 2-AC), which is another method's"
         found |= {name: reason for name in tensors if name.startswith("predictor.")}
@@ -121,6 +122,12 @@ def _configurer(
         given = config.override({}, overrides)
         encoder = parts.get("target") or parts["encoder"]
         shape = official.encoder_shape(encoder, source)
+        rotary = settings(parts, source)["position"].get("kind") == "rope"
+        if rotary and len(shape["patch"]) == 2 and "pos_embed" in encoder:
+            raise CheckpointError(
+                f"{source}: an encoder of images with a table of positions, as I-JEPA's; V-JEPA 2's are rotary. Try "
+                "--from ijepa"
+            )
         asked = (given.get("method") or {}).get("encoder") or {}
         heads = official.heads(SIZES, shape["width"], shape["depth"], asked.get("heads"), source)
         cut: dict[str, Any] = {"patch": shape["patch"][-2:]}

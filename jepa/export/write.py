@@ -96,7 +96,7 @@ def export(
 def _check_target(folder: Path, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not folder.is_dir() or not (folder / to_safetensors.RECORD).is_file():
+    if not to_safetensors.is_export(folder):
         raise ConfigError(f"{folder} exists and is no earlier export: give another folder with --out")
     if not force:
         raise ConfigError(f"{folder} holds an earlier export: give another folder with --out, or --force to replace it")
@@ -121,15 +121,25 @@ def _check_format(found: Subject, form: str) -> None:
     if (reason := reasons[form]) is not None:
         there = ", ".join(name for name, no in reasons.items() if no is None)
         raise ConfigError(f"--format {form} is not available for this model: {reason}. Available: {there}")
-    allowed = ["fp32"] if found.world and form != "safetensors" else ["fp32", "fp16"] if form == "onnx" else [*DTYPES]
-    if found.asked.dtype not in allowed:
-        which = "a world model's programs" if found.world else f"--format {form}"
-        raise ConfigError(f"--dtype {found.asked.dtype}: {which} can be written in {', '.join(allowed)}")
+    _check_dtype(found, form)
     if found.layers and form not in ("torch", "onnx"):
         raise ConfigError(
             f"--layers is for torch and onnx, whose programs give what they were made for; the files of {form} hold "
             "all layers, and its own interface chooses (docs/export.md)"
         )
+
+
+def _check_dtype(found: Subject, form: str) -> None:
+    allowed, why = [*DTYPES], ""
+    if form == "onnx":
+        allowed, why = ["fp32", "fp16"], ": onnxruntime has no bf16 on a CPU, where exports are tried out"
+    if found.world is not None and form != "safetensors":
+        allowed = [name for name in allowed if name in programs.dtypes(found.world)]
+        if len(allowed) == 1:
+            why = ": in half precision its belief takes other classes, and imagines something else from there on"
+    if found.asked.dtype not in allowed:
+        what = "this world model's programs" if found.world else f"--format {form}"
+        raise ConfigError(f"--dtype {found.asked.dtype}: {what} can be written in {', '.join(allowed)}{why}")
 
 
 def _programs(found: Subject) -> list[Program]:
@@ -153,7 +163,8 @@ def _make(found: Subject, form: str, folder: Path, made: list[Program], batch: B
         return to_timm.check(found, folder, inputs)
     writer: Any = to_torch if form == "torch" else to_onnx
     for program in made:
-        writer.write(program, folder)
+        low = found.world is not None  # an encoder's program is made in that type
+        writer.write(programs.lowered(program, DTYPES[found.asked.dtype]) if low else program, folder)
     calls = {program.name: writer.read(program, folder) for program in made}
     if found.world is not None:
         return _check_world(found.world, found, calls, made, batch)
@@ -238,12 +249,12 @@ def _check_world(
     model: WorldModel, found: Subject, calls: dict[str, programs.Call], made: list[Program], batch: Batch | None
 ) -> list[Check]:
     """Each program against its module, then whole roll-outs against `observe` and `imagine`."""
-    checks = []
+    checks, dtype = [], found.asked.dtype
     for program in made:
         given = dict(zip(program.inputs, program.example, strict=True))
         wanted, got = program.run(given), calls[program.name](given)
         for name, tensor in wanted.items():
-            checks.append(compare(f"{program.name}: {name}", "random", got[name], tensor))
+            checks.append(compare(f"{program.name}: {name}", "random", got[name], tensor, dtype))
     generator, space = torch.Generator().manual_seed(1), model.space
     belief = (model.config.belief.width, model.config.belief.size) if isinstance(model, RSSM) else (0, 0)
 
@@ -254,7 +265,7 @@ def _check_world(
         wanted = model.imagine(model.observe(History(seen, actions, proprio)), plans)
         most = programs.window(model)
         got = programs.roll_out(calls, most, frames, actions, proprio, plans, belief)
-        return compare(f"roll-out of {_STEPS} steps", name, got, wanted.latents)
+        return compare(f"roll-out of {_STEPS} steps", name, got, wanted.latents, dtype)
 
     for count in sorted({1, 2, programs.window(model) + 1}):
         frames = torch.rand(2, count, 3, *model.size[-2:], generator=generator)

@@ -8,7 +8,6 @@ Shapes: B batch, T frames, M frames on their own, H W image, N tokens of a frame
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +20,8 @@ from jepa.errors import ConfigError
 from jepa.losses import curvature, latent_loss, normalise_targets
 from jepa.methods import base
 from jepa.methods.world import HeadedWorldModel, State
+from jepa.nn import timm_model
 from jepa.nn.heads import Heads, Straightener
-from jepa.nn.timm_model import patch_tokens
 from jepa.nn.tokens import coarse
 
 _TOKENS_CPU, _TOKENS = 1 << 14, 1 << 19  # in the window of all plans that are rolled out at the same time
@@ -72,7 +71,7 @@ class FrozenEncoder(nn.Module):
                 "method.encoder.spec"
             )
         self.config, self.image_size = config, image_size
-        self.encoder = timm_model(spec["timm"], image_size) if "timm" in spec else _own(spec, image_size)
+        self.encoder = timm_model.create(spec["timm"], image_size) if "timm" in spec else _own(spec, image_size)
         self.encoder.requires_grad_(False).eval()
         self._still = 0 if "timm" in spec or len(spec["size"]) == 2 else _tubelet(self.encoder)
         scale, shift = _between(spec)
@@ -124,7 +123,7 @@ class FrozenEncoder(nn.Module):
             x = x.unsqueeze(2).expand(-1, -1, self._still, -1, -1)
         if "timm" in self.config.spec:
             features: Any = self.encoder
-            return patch_tokens(self.encoder, features.forward_features(x))
+            return timm_model.patch_tokens(self.encoder, features.forward_features(x))
         out: Tensor = self.encoder(x)
         return out
 
@@ -133,6 +132,9 @@ class FrozenEncoder(nn.Module):
         width, grid = getattr(self.encoder, "width", None), getattr(self.encoder, "grid", None)
         if isinstance(width, int) and grid is not None:
             return width, int(grid[-2] * grid[-1])
+        if "timm" in self.config.spec:
+            count, wide = timm_model.check(self.encoder, self.config.spec["timm"], self.image_size)
+            return wide, count
         parameter = next(self.encoder.parameters())
         with torch.no_grad():
             shape = self._encode(torch.zeros(1, 3, *self.image_size, device=parameter.device)).shape
@@ -160,44 +162,9 @@ def _own(spec: dict[str, Any], image_size: tuple[int, int]) -> nn.Module:
     return encoders[which]
 
 
-def timm_model(name: str, image_size: tuple[int, int], pretrained: bool = False) -> nn.Module:
-    timm = timm_module(name)
-    for options in ({"img_size": image_size}, {}):  # a model that takes images of any size has no such argument
-        try:
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-            return model
-        except TypeError as error:
-            problem: Exception = error
-        except Exception as error:  # whatever a download or a model's own check raises: it has no common base
-            problem = error
-            break
-    hint = (
-        "its weights are downloaded once and then cached: go online once" if pretrained else "another data.image_size"
-    )
-    text = " ".join(str(problem).split())[:200]
-    raise ConfigError(f"timm model {name!r} for frames of {image_size} cannot be had ({text}); {hint}") from None
-
-
-def timm_module(name: str) -> Any:
-    """timm, which has this model.
-
-    Raises:
-        ConfigError: not installed, or no such model.
-    """
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(f"encoder.timm={name!r} needs the extra package: pip install 'jepa[timm]'") from None
-    architecture = name.split(".")[0]
-    if not name.startswith("hf-hub:") and not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise ConfigError(f"encoder.timm: timm has no model {name!r}. Nearest: {', '.join(near) or 'none'}")
-    return timm
-
-
 def pretrained(encoder: FrozenEncoder) -> dict[str, Tensor]:
     """The published weights of a timm encoder, for its image size."""
-    return timm_model(encoder.config.spec["timm"], encoder.image_size, pretrained=True).state_dict()
+    return timm_model.create(encoder.config.spec["timm"], encoder.image_size, pretrained=True).state_dict()
 
 
 def _tubelet(encoder: nn.Module) -> int:
@@ -381,6 +348,4 @@ __all__ = [
     "check_rollout",
     "pretrained",
     "straight_loss",
-    "timm_model",
-    "timm_module",
 ]

@@ -1,20 +1,14 @@
-"""Any timm model as a baseline: features of the frozen model, pooled.
-
-Needs the extra: ``pip install 'jepa[timm]'``. Pretrained weights come from the network or from timm's cache; without
-both the model cannot be loaded, which is an error and never a silent fall-back to random weights.
-"""
+"""Any timm model as a baseline: features of the frozen model, pooled (`jepa.nn.timm_model` makes it)."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import ConfigError
-from jepa.nn.timm_model import patch_tokens
+from jepa.nn import timm_model
 from jepa.nn.tokens import Normalise
 from jepa.probe.features import Embed, Levels, Source
 
@@ -37,32 +31,15 @@ def timm_source(config: TimmConfig) -> Source:
         ConfigError: timm is not installed, or has no such model (the nearest names are given); when the source is
             built, pretrained weights that cannot be had.
     """
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            f"baseline timm model {config.model!r} needs the extra package: pip install 'jepa[timm]'"
-        ) from None
-    architecture = config.model.split(".")[0].removeprefix("hf-hub:")
-    if not config.model.startswith("hf-hub:") and not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise ConfigError(
-            f"timm has no model {config.model!r}. Nearest: {', '.join(near) or 'none'}; "
-            "`python -c 'import timm; print(timm.list_models())'` lists all"
-        )
-    # timm's defaults of the architecture, known without weights
-    settings = timm.get_pretrained_cfg(config.model) if not config.model.startswith("hf-hub:") else None
-    size = config.image_size or _own_size(settings)
+    timm = timm_model.package(config.model)
+    size = config.image_size or timm_model.own_size(config.model)
 
     def build(device: torch.device) -> Embed:
-        model = _Pooled(_create(config, size), config.pool).eval().to(device)
-        _try(model, config.model, size, device)
-        return model
+        return _Pooled(_create(config, size), config.pool).eval().to(device)
 
     def levels(device: torch.device, layers: tuple[int, ...]) -> Levels:
         assert not layers, f"layers {layers} of a timm model"
         model = _Pooled(_create(config, size), config.pool).eval().to(device)
-        _try(model, config.model, size, device)
         return lambda images: [model.tokens(images)]
 
     state = "pretrained" if config.pretrained else f"random, seed {config.seed}"
@@ -74,54 +51,13 @@ def timm_source(config: TimmConfig) -> Source:
     return Source(f"timm:{config.model} ({state})", "timm", size, identity, build, facts, levels, layered=False)
 
 
-def _own_size(settings: Any) -> tuple[int, int]:
-    if settings is None:
-        return 224, 224
-    _, height, width = settings.input_size
-    return int(height), int(width)
-
-
 def _create(config: TimmConfig, size: tuple[int, int]) -> nn.Module:
-    import timm
-
-    options: dict[str, Any] = {"pretrained": config.pretrained, "num_classes": 0}
+    hint = "use baselines.timm pretrained: false for random weights, or take the model out of the suite"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        try:
-            try:
-                model: nn.Module = timm.create_model(config.model, img_size=size, **options)
-            except TypeError:  # a model that takes images of any size has no such argument
-                model = timm.create_model(config.model, **options)
-        except Exception as error:  # whatever the download raises: it has no common base
-            hint = "use baselines.timm pretrained: false for random weights, or take the model out of the suite"
-            if config.pretrained:
-                raise ConfigError(
-                    f"the pretrained weights of timm model {config.model!r} cannot be loaded: {_short(error)}. They "
-                    f"are downloaded once and then cached. Go online once with this model, {hint}"
-                ) from None
-            raise _unfit(config.model, size, _short(error)) from None
+        model = timm_model.create(config.model, size, config.pretrained, hint)
+    timm_model.check(model, config.model, size)
     return model
-
-
-def _try(model: nn.Module, name: str, size: tuple[int, int], device: torch.device) -> None:
-    """One black image: a size that the model was not made for shows in an error, or in a mean over no token."""
-    try:
-        with torch.inference_mode():
-            fine = bool(torch.isfinite(model(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))).all())
-        reason = "" if fine else "its features are not finite there"
-    except Exception as error:  # models check their input in many ways
-        reason = _short(error)
-    if reason:
-        raise _unfit(name, size, reason)
-
-
-def _unfit(name: str, size: tuple[int, int], reason: str) -> ConfigError:
-    return ConfigError(f"timm model {name!r} does not take images of {size[0]}×{size[1]}: {reason}. Set image_size")
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
 
 
 class _Pooled(nn.Module):
@@ -142,7 +78,7 @@ class _Pooled(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Patch tokens, or the positions of a feature map, row by row: (B, N, D)."""
-        return patch_tokens(self.model, self._maps(images))
+        return timm_model.patch_tokens(self.model, self._maps(images))
 
     def _maps(self, images: Tensor) -> Tensor:
         model: Any = self.model

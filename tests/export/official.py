@@ -1,4 +1,4 @@
-"""Writes checkpoints in the official I-JEPA layouts, from the golden weights or from models of ours."""
+"""Writes checkpoints in the official layouts, from the golden weights or from models of ours."""
 
 from __future__ import annotations
 
@@ -23,6 +23,24 @@ def golden_settings() -> list[str]:
     """What no shape can tell about the golden models."""
     model = golden_set.facts("ijepa_forward")["config"]["model"]
     return [f"method.encoder.heads={model['heads']}", f"method.predictor.heads={model['pred_heads']}", *IDENTITY]
+
+
+def video_parts() -> dict[str, dict[str, Tensor]]:
+    """The golden parts of V-JEPA 2."""
+    given = golden_set.tensors("vjepa2_forward")
+    return {name: golden_set.part(given, f"{name}.backbone") for name in ("encoder", "predictor", "target")}
+
+
+def video_settings() -> list[str]:
+    """What no shape can tell about them."""
+    model = golden_set.facts("vjepa2_forward")["config"]["model"]
+    return [
+        f"method.encoder.heads={model['heads']}",
+        f"method.predictor.heads={model['pred_heads']}",
+        f"data.image_size={model['img']}",
+        f"data.clip.frames={model['frames']}",
+        *IDENTITY,
+    ]
 
 
 def training_checkpoint(parts: dict[str, dict[str, Tensor]], wrapper: str = "module.") -> dict[str, Any]:

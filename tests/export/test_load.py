@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import timm
 import torch
 
 import jepa
-from jepa import checkpoint
+from jepa import checkpoint, cli
 from jepa.config import RunConfig
 from jepa.errors import CheckpointError, ConfigError
-from jepa.export import load
+from jepa.export import describe
+from jepa.export.subject import Asked
 from jepa.export.write import export
+from jepa.nn import timm_model
 from tests.tiny import run_config
 
 
@@ -63,7 +66,7 @@ def test_timm_models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         return timm.create_model(name, img_size=size, num_classes=0)  # its weights are not here
 
-    monkeypatch.setattr(load, "timm_model", offline)
+    monkeypatch.setattr(timm_model, "create", offline)
     encoder = jepa.load_encoder("timm:vit_tiny_patch16_224", image_size=(64, 48))
     pixels = torch.randint(0, 256, (2, 3, 64, 48), dtype=torch.uint8)
     model: Any = encoder.encoder
@@ -71,10 +74,28 @@ def test_timm_models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         theirs = model.model.forward_features(encoder.normalise(pixels))[:, 1:]
     torch.testing.assert_close(encoder(pixels), theirs)
     assert encoder.width == 192 and tuple(encoder(pixels).shape) == (2, 12, 192)
-    with pytest.raises(ConfigError, match="no model 'vit_nowhere'"):
+    with pytest.raises(ConfigError, match="^timm has no model 'vit_nowhere'"):
         jepa.load_encoder("timm:vit_nowhere")
+    with pytest.raises(ConfigError, match="does not take images of 8×8"):
+        jepa.load_encoder("timm:vit_tiny_patch16_224", image_size=(8, 8))
 
 
 def test_image_size_is_for_timm_alone(run: Path) -> None:
     with pytest.raises(ConfigError, match="goes with timm:NAME"):
         jepa.load_encoder(run, image_size=(8, 8))
+
+
+def test_inspect_describes_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(run, "torch", tmp_path / "out", Asked(which="context", image_size=(24, 20)))
+    assert cli.main(["inspect", str(tmp_path / "out"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "an export for torch" and facts["made from"] == "run 'tiny', step 3, its context encoder"
+    assert facts["model"] == "VisionTransformer of method ijepa" and facts["takes"].startswith("24 x 20 pixels")
+    assert facts["programs"]["encoder"]["inputs"]["pixels"][:2] == ["batch", 3]
+    assert "comparisons with the model; nearest to its limit: " in facts["checked"] and facts["dtype"] == "fp32"
+    record = tmp_path / "out" / "export.json"
+    record.write_text(json.dumps({"made_by": "jepa export", "format": "torch"}))
+    with pytest.raises(CheckpointError, match="is not whole .no 'name'"):
+        describe(tmp_path / "out")
+    with pytest.raises(CheckpointError, match="is not whole"):
+        jepa.load_encoder(tmp_path / "out")

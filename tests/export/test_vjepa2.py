@@ -29,23 +29,6 @@ from tests.export import official
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
-def golden_parts() -> dict[str, dict[str, Tensor]]:
-    given = golden_set.tensors("vjepa2_forward")
-    return {name: golden_set.part(given, f"{name}.backbone") for name in ("encoder", "predictor", "target")}
-
-
-def golden_settings() -> list[str]:
-    """What no shape can tell about the golden models."""
-    model = golden_set.facts("vjepa2_forward")["config"]["model"]
-    return [
-        f"method.encoder.heads={model['heads']}",
-        f"method.predictor.heads={model['pred_heads']}",
-        f"data.image_size={model['img']}",
-        f"data.clip.frames={model['frames']}",
-        *official.IDENTITY,
-    ]
-
-
 def load_method(run: Path) -> base.Method:
     path = checkpoint.latest(run)
     settings = checkpoint.read_config(path)
@@ -59,8 +42,8 @@ def load_method(run: Path) -> base.Method:
 
 @pytest.fixture
 def golden_run(tmp_path: Path) -> Path:
-    torch.save(official.training_checkpoint(golden_parts(), "module.backbone."), tmp_path / "vitl.pt")
-    import_checkpoint(tmp_path / "vitl.pt", "vjepa2", tmp_path / "run", golden_settings())
+    torch.save(official.training_checkpoint(official.video_parts(), "module.backbone."), tmp_path / "vitl.pt")
+    import_checkpoint(tmp_path / "vitl.pt", "vjepa2", tmp_path / "run", official.video_settings())
     return tmp_path / "run"
 
 
@@ -99,7 +82,7 @@ def test_imported_run_gives_the_official_outputs(golden_run: Path, dtype: torch.
 @pytest.mark.golden("vjepa2_forward")
 def test_every_key_is_accounted_for_in_the_record(golden_run: Path) -> None:
     record = json.loads((golden_run / "import.json").read_text())
-    names = {f"{part}.{name}" for part, tensors in golden_parts().items() for name in tensors}
+    names = {f"{part}.{name}" for part, tensors in official.video_parts().items() for name in tensors}
     assert set(record["used_keys"].values()) == names | {"import record"}
     assert record["used_keys"]["target_encoder.module.backbone.norm.weight"] == "target.norm.weight"
     assert record["keys"] == len(record["used_keys"]) + len(record["ignored_keys"])
@@ -109,20 +92,20 @@ def test_every_key_is_accounted_for_in_the_record(golden_run: Path) -> None:
 @pytest.mark.golden("vjepa2_forward")
 @pytest.mark.parametrize("wrapper", ["", "module.", "backbone.", "module._orig_mod.backbone."])
 def test_wrapped_names_mean_the_same(tmp_path: Path, wrapper: str) -> None:
-    torch.save(official.training_checkpoint(golden_parts(), wrapper), tmp_path / "a.pth")
-    import_checkpoint(tmp_path / "a.pth", "vjepa2", tmp_path / "run", golden_settings())
+    torch.save(official.training_checkpoint(official.video_parts(), wrapper), tmp_path / "a.pth")
+    import_checkpoint(tmp_path / "a.pth", "vjepa2", tmp_path / "run", official.video_settings())
     found = load_method(tmp_path / "run").state_dict()
-    for part, tensors in golden_parts().items():
+    for part, tensors in official.video_parts().items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(found[f"{part}.{name}"], tensor, atol=0, rtol=0)
 
 
 @pytest.mark.golden("vjepa2_forward")
 def test_a_bare_encoder_and_position_tables_that_nobody_uses(tmp_path: Path) -> None:
-    target = golden_parts()["target"] | {"pos_embed": torch.zeros(1, 7, 48)}
+    target = official.video_parts()["target"] | {"pos_embed": torch.zeros(1, 7, 48)}
     save_file({k: v.contiguous() for k, v in target.items()}, tmp_path / "bare.safetensors")
     width = golden_set.facts("vjepa2_forward")["config"]["model"]["pred_dim"]
-    settings = [*golden_settings(), f"method.predictor.width={width}", "method.predictor.depth=2"]
+    settings = [*official.video_settings(), f"method.predictor.width={width}", "method.predictor.depth=2"]
     record = import_checkpoint(tmp_path / "bare.safetensors", "vjepa2", tmp_path / "run", settings)
     assert set(record["filled"]) == {"encoder", "predictor"}
     assert list(record["ignored"]) == [r for r in record["ignored"] if "position table" in r] and record["ignored"]
@@ -132,10 +115,10 @@ def test_a_bare_encoder_and_position_tables_that_nobody_uses(tmp_path: Path) -> 
 
 @pytest.mark.golden("vjepa2_forward")
 def test_the_predictor_of_an_action_conditioned_model_is_ignored_for_a_reason(tmp_path: Path) -> None:
-    parts = golden_parts()
+    parts = official.video_parts()
     parts["predictor"] = {"action_encoder.weight": torch.ones(4, 7), "predictor_norm.weight": torch.ones(4)}
     width = 8 * golden_set.facts("vjepa2_forward")["config"]["model"]["heads"]
-    settings = [s for s in golden_settings() if "predictor" not in s] + [f"method.predictor.width={width}"]
+    settings = [s for s in official.video_settings() if "predictor" not in s] + [f"method.predictor.width={width}"]
     torch.save(official.training_checkpoint(parts), tmp_path / "ac.pt")
     record = import_checkpoint(tmp_path / "ac.pt", "vjepa2", tmp_path / "run", settings)
     assert any("V-JEPA 2-AC" in reason for reason in record["ignored"]) and "predictor" in record["filled"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jepa import config
+from jepa.export import keymaps
 from jepa.methods.dinowm import DinoWM, DinoWMConfig
 from jepa.nn import frame_causal
 from jepa.nn.rollout import Frames, roll_out
@@ -17,15 +17,6 @@ from tests import golden_set
 
 NAME = "dino_wm_predictor"
 pytestmark = pytest.mark.golden(NAME)
-RENAMED = (  # of the official predictor's layers
-    (r"^transformer\.layers\.(\d+)\.0\.norm\.", r"blocks.\1.norm1."),
-    (r"^transformer\.layers\.(\d+)\.0\.to_qkv\.", r"blocks.\1.attn.qkv."),
-    (r"^transformer\.layers\.(\d+)\.0\.to_out\.0\.", r"blocks.\1.attn.proj."),
-    (r"^transformer\.layers\.(\d+)\.1\.net\.0\.", r"blocks.\1.norm2."),
-    (r"^transformer\.layers\.(\d+)\.1\.net\.1\.", r"blocks.\1.mlp.fc1."),
-    (r"^transformer\.layers\.(\d+)\.1\.net\.4\.", r"blocks.\1.mlp.fc2."),
-    (r"^transformer\.norm\.", r"norm."),
-)
 
 
 def make() -> DinoWM:
@@ -47,12 +38,8 @@ def make() -> DinoWM:
         "proprio_width": facts["prop_emb"],
     }  # fmt: skip
     method = DinoWM(config.build(DinoWMConfig, values), (facts["frames"], *image)).eval()
-    state = {}
-    for name, tensor in golden_set.part(given, "predictor").items():
-        for old, new in RENAMED:
-            name = re.sub(old, new, name)
-        state[name] = tensor
-    state["positions"] = state.pop("pos_embedding").unflatten(1, (facts["hist"], patches))
+    state = keymaps.DINOWM.inward(golden_set.part(given, "predictor"))
+    state["positions"] = state["positions"].unflatten(1, (facts["hist"], patches))
     method.predictor.load_state_dict(state)
     for ours, theirs in ((method.action_embed, "action_encoder"), (method.proprio_embed, "proprio_encoder")):
         assert ours is not None
