@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from jepa.errors import ConfigError
+from jepa.methods import base
 from jepa.methods.dinowm import DinoWM
-from tests.methods.frozen_worlds import ACTION, example, make
+from tests.methods.frozen_worlds import ACTION, SIDE, example, make
 
 
 def dinowm(**more: Any) -> DinoWM:
@@ -95,3 +96,18 @@ def test_what_cannot_be_is_refused() -> None:
         dinowm(chunk=5)
     with pytest.raises(ConfigError, match="chunk=0"):
         dinowm(chunk=0)
+
+
+def test_a_phase_with_windows_too_short_for_its_chunks_is_refused() -> None:
+    model = dinowm(chunk=3, rollout=0)
+    model.enter(model.config, (4, SIDE, SIDE))
+    with pytest.raises(ConfigError, match="windows of 3 frames are too short: chunk=3 needs 4"):
+        model.enter(model.config, (3, SIDE, SIDE))
+    assert model.size[0] == 4
+
+
+@pytest.mark.parametrize("name", ["ac", "rssm"])
+def test_methods_that_step_by_single_actions_refuse_chunks(name: str) -> None:
+    for frames in (2, 5):
+        with pytest.raises(ConfigError, match=f"chunk=2: {name} predicts over one action at a time.*data.clip.stride"):
+            base.create({"name": name, "chunk": 2}, (frames, SIDE, SIDE))
