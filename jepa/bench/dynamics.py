@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def bench_dynamics(settings: DynamicsSettings | None = None, device: str | None 
         result.add("loss_difference", _difference(losses), "", "of the prediction's loss, relative")
 
     clock = time.process_time if wanted.clock == "processor" else time.perf_counter
-    variants = {name: _step(model, loss) for name, (model, loss) in losses.items()}
+    variants: dict[str, Any] = {name: _step(model, loss) for name, (model, loss) in losses.items()}
     seconds = interleaved(variants, wanted.rounds, device=where, clock=clock)
     middle = {name: median(values) for name, values in seconds.items()}
     for name, prefix, note in (("ours", "", "ours"), ("reference", "reference_", "stable-worldmodel")):
