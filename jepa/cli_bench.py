@@ -59,6 +59,14 @@ def bench_plan(overrides: Overrides = None, device: Device = None, as_json: Json
     print_figures(plan.bench_plan(settings_of(plan.PlanSettings, overrides), device), as_json)
 
 
+@bench_app.command("dynamics")
+def bench_dynamics(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
+    """A training step of a world model against stable-worldmodel's of the same weights."""
+    from jepa.bench import dynamics
+
+    print_figures(dynamics.bench_dynamics(settings_of(dynamics.DynamicsSettings, overrides), device), as_json)
+
+
 @bench_app.command("checkpoint")
 def bench_checkpoint(overrides: Overrides = None, device: Device = None, as_json: Json = False) -> None:
     """How long a save holds up training, at once and in the background."""

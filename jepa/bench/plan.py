@@ -65,8 +65,8 @@ def bench_plan(settings: PlanSettings | None = None, device: str | None = None) 
         keep_freed_memory()
     sizes = _sizes(wanted, where.type == "cuda")
     torch.manual_seed(wanted.seed)
-    ours = _model(wanted).to(where).eval()
-    scene = _scene(wanted, where)
+    ours = reference_model(wanted.method, wanted.action, wanted.image_size).to(where).eval()
+    scene = reference_scene(wanted.seed, wanted.environments, wanted.frames, wanted.action, wanted.image_size, where)
     reference = getattr(plan_reference, wanted.method)(ours, scene, where) if wanted.reference else None
     shown: dict[str, Any] = (
         {"method": wanted.method} | sizes | {"frames": wanted.frames, "environments": wanted.environments}
@@ -112,11 +112,11 @@ def _sizes(wanted: PlanSettings, gpu: bool) -> dict[str, int]:
     }
 
 
-def _model(wanted: PlanSettings) -> WorldModel:
-    """Ours, at the published sizes."""
-    size = (4, wanted.image_size, wanted.image_size)
-    values: dict[str, Any] = {"name": wanted.method, "space": {"action": wanted.action}}
-    if wanted.method == "dinowm":
+def reference_model(method: str, action: int, image_size: int, predictor: dict[str, Any] | None = None) -> WorldModel:
+    """Ours, at the published sizes; `predictor`: more settings of it."""
+    size = (4, image_size, image_size)
+    values: dict[str, Any] = {"name": method, "space": {"action": action}, "predictor": predictor or {}}
+    if method == "dinowm":
         encoder = {"name": "ijepa", "encoder": {"size": "small", "patch": 14}, "predictor": {"depth": 1, "heads": 6}}
         values["encoder"] = {"spec": {"method": encoder, "size": list(size[1:])}}
     model = base.create(values, size)
@@ -124,16 +124,18 @@ def _model(wanted: PlanSettings) -> WorldModel:
     return model
 
 
-def _scene(wanted: PlanSettings, device: torch.device) -> Scene:
+def reference_scene(
+    seed: int, environments: int, frames: int, action: int, image_size: int, device: torch.device
+) -> Scene:
     """A state and a goal that are noise: neither costs nor times depend on what is shown."""
-    if min(wanted.frames, wanted.environments) < 1:
-        raise ConfigError(f"frames={wanted.frames}, environments={wanted.environments}: give at least 1 each")
-    g = torch.Generator().manual_seed(wanted.seed)
-    shape = (3, wanted.image_size, wanted.image_size)
-    frames = torch.randn(wanted.environments, wanted.frames, *shape, generator=g)
-    known = torch.randn(wanted.environments, wanted.frames - 1, wanted.action, generator=g)
-    goal = torch.randn(wanted.environments, *shape, generator=g)
-    return Scene(History(frames.to(device), known.to(device)), goal.to(device))
+    if min(frames, environments) < 1:
+        raise ConfigError(f"frames={frames}, environments={environments}: give at least 1 each")
+    g = torch.Generator().manual_seed(seed)
+    shape = (3, image_size, image_size)
+    seen = torch.randn(environments, frames, *shape, generator=g)
+    known = torch.randn(environments, frames - 1, action, generator=g)
+    goal = torch.randn(environments, *shape, generator=g)
+    return Scene(History(seen.to(device), known.to(device)), goal.to(device))
 
 
 def _objective(wanted: PlanSettings) -> Objective:
@@ -168,4 +170,4 @@ def _difference(ours: WorldModel, reference: Reference, wanted: PlanSettings, si
     return apart
 
 
-__all__ = ["PlanSettings", "bench_plan"]
+__all__ = ["PlanSettings", "bench_plan", "reference_model", "reference_scene"]

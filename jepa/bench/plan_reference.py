@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +158,39 @@ def dinowm(ours: WorldModel, scene: Scene, device: torch.device) -> Reference:
     return Reference(theirs, scene, device)
 
 
+def lewm_loss(model: Any, frames: Tensor, actions: Tensor, ours: Any) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What its training script minimises, and the part of it that is prediction.
+
+    Args:
+        frames: (B, F + 1, 3, H, W); actions: (B, F, A) between them.
+        ours: has the settings of SIGReg.
+    """
+    settings = ours.config.sigreg
+    sigreg = _module("wm.loss").SIGReg(knots=settings.knots, num_proj=settings.directions).to(frames.device)
+
+    def loss() -> tuple[Tensor, Tensor]:
+        known = model.encode({"pixels": frames, "action": actions})
+        z = known["emb"]
+        error = (model.predict(z[:, :-1], known["act_emb"]) - z[:, 1:]).square().mean()
+        return error + settings.weight * sigreg(z.transpose(0, 1)), error.detach()
+
+    return loss
+
+
+def dinowm_loss(model: Any, frames: Tensor, actions: Tensor, ours: Any) -> Callable[[], tuple[Tensor, Tensor]]:
+    """As `lewm_loss`; the error is that of the features, without the actions that stand beside them."""
+    told = torch.cat([actions, torch.zeros_like(actions[:, :1])], dim=1)  # one for each frame
+    width = ours.encoder.width
+
+    def loss() -> tuple[Tensor, Tensor]:
+        tokens = model.encode({"pixels": frames, "action": told})["emb"]
+        found = model.predict(tokens[:, :-1])
+        error = (found[..., :width] - tokens[:, 1:, :, :width].detach()).square().mean()
+        return error, error.detach()
+
+    return loss
+
+
 def _patch_predictor(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our predictor's weights under the library's names."""
     found = {"pos_embedding": state["predictor.positions"].flatten(1, 2)}
@@ -189,9 +223,9 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"stable_worldmodel.{name}")
     except ImportError as error:
         raise ConfigError(
-            f"the reference of `jepa bench plan` is stable-worldmodel ({error}): pip install 'jepa[envs]', or measure "
+            f"the reference of this benchmark is stable-worldmodel ({error}): pip install 'jepa[envs]', or measure "
             "ours alone with reference=false"
         ) from None
 
 
-__all__ = ["Reference", "Scene", "dinowm", "lewm"]
+__all__ = ["Reference", "Scene", "dinowm", "dinowm_loss", "lewm", "lewm_loss"]

@@ -26,7 +26,7 @@ from jepa.config import ClipConfig, RunConfig
 from jepa.data import Manifest
 from jepa.data.video.choose import choose
 from jepa.errors import ConfigError
-from jepa.probe.featureset import DTYPES, POOLED, TOKENS, About, Dtype, Origin, tensor_name
+from jepa.probe.featureset import CLIP_FRAMES, DTYPES, POOLED, TOKENS, About, Dtype, Origin, tensor_name
 
 _ROUND = 64  # a shard's samples are a multiple of it, so that usual batches divide them
 
@@ -112,11 +112,18 @@ def make(run: Path | str, data: Path | str, wanted: ExtractConfig) -> Plan:
     path = checkpoint.resolve(run, files=(folder.MODEL, folder.CONFIG))
     encoder = checkpoint.load_encoder(path, which=wanted.which)
     config, source = encoder.config, Manifest.open(data)
+    if CLIP_FRAMES in source.arrays:
+        raise ConfigError(f"{data}: its episodes hold an array {CLIP_FRAMES!r}, a name that features need. Rename it")
     splits = wanted.splits or tuple(source.splits)
     for split in splits:
         source.split(split).check()
     inner = tuple(sorted(set(layers.resolve(encoder, wanted.layers))))
     clip = _clip(config, source, wanted)
+    if clip is not None and clip.frames > 1 and len(encoder.size) == 2:
+        raise ConfigError(
+            f"clips of {clip.frames} frames: this encoder was trained on images and sees frames singly. Give "
+            "--frames 1 --stride 1, and --clips for the number of frames of each video"
+        )
     views = _views(source, splits, wanted)
     shapes = {split: _shapes(encoder, clip, views[split], inner, wanted.tokens) for split in splits}
     samples = _shard_samples(max(_bytes(shape, wanted.dtype) for shape in shapes.values()), wanted)
@@ -188,12 +195,17 @@ def _shapes(
     """Tensors of one sample, found by looking at a black one."""
     frames = () if clip is None else (clip.frames,)
     black = torch.zeros(1, 3, *frames, *encoder.image_size, dtype=torch.uint8)
-    output = layers.levels(encoder, ())(black)[0]
+    output = layers.levels(encoder, ())(_seen(encoder, black))[0]
     n, d = output.shape[1:]
     lead = () if clip is None else (clip.clips, views)
     names = (None, *inner)
     found = {tensor_name(POOLED, layer): (*lead, d) for layer in names}
     return found | ({tensor_name(TOKENS, layer): (*lead, n, d) for layer in names} if tokens else {})
+
+
+def _seen(encoder: Encoder, x: Tensor) -> Tensor:
+    """Images or clips (B, 3, [T, ]H, W) as the encoder takes them: one of images sees the only frame of a clip."""
+    return x[:, :, 0] if x.ndim == 5 and len(encoder.size) == 2 else x
 
 
 def _bytes(shapes: dict[str, tuple[int, ...]], dtype: str) -> int:
@@ -215,7 +227,9 @@ def embed(plan: Plan, images: Tensor) -> dict[str, Tensor]:
     lead = images.shape[:1] if about.clip is None else images.shape[:3]
     lower = torch.autocast(images.device.type, torch.bfloat16, enabled=about.precision == "bf16")
     with torch.inference_mode(), lower:
-        found = layers.levels(plan.encoder, about.layers)(images if about.clip is None else images.flatten(0, 2))
+        found = layers.levels(plan.encoder, about.layers)(
+            images if about.clip is None else _seen(plan.encoder, images.flatten(0, 2))
+        )
     out = {}
     for layer, level in zip((None, *about.layers), found, strict=True):
         out[tensor_name(POOLED, layer)] = level.mean(dim=1).reshape(*lead, -1).to(dtype)

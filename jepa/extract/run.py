@@ -23,16 +23,21 @@ from safetensors.torch import save
 from torch import Tensor
 
 from jepa import environment
+from jepa.config import ClipConfig
 from jepa.data import Split, eval_batches, eval_clips
+from jepa.data.arrays import Values
+from jepa.data.clipdata import read_video
 from jepa.data.encode import Encoded
 from jepa.data.progress import Advance, bar
 from jepa.data.shards import ShardWriter
 from jepa.data.sources.base import Sample
+from jepa.data.video import clips
+from jepa.data.video.probe import probe
 from jepa.errors import ConfigError, DataError, JepaError
 from jepa.extract import plan as planning
 from jepa.extract.plan import ExtractConfig, Job, Plan
 from jepa.extract.work import Work, full_disk
-from jepa.probe.featureset import EXTENSION
+from jepa.probe.featureset import CLIP_FRAMES, EXTENSION
 from jepa.probe.run import pick_device
 
 _TAR_BYTES = 3584  # that a sample takes beside its numbers: headers, label, facts, rounding to 512
@@ -211,7 +216,7 @@ def _write_split(
                 numbers, tensors = next(batches)
                 assert numbers[0] == at and numbers[-1] < job.stop, f"{job}: samples {numbers[0]} to {numbers[-1]}"
                 for sample, encoded in zip(numbers, _encoded(split, numbers, tensors), strict=True):
-                    _add(writer, split, sample, encoded)
+                    _add(writer, split, sample, encoded, _steps(split, plan.about.clip, sample))
                 advance(len(numbers))
                 at += len(numbers)
             work.record(job, writer.close(), made)
@@ -253,12 +258,26 @@ def _not_finite(split: Split, number: int, name: str, found: Tensor) -> DataErro
     )
 
 
-def _add(writer: ShardWriter, split: Split, i: int, data: bytes) -> None:
+def _steps(split: Split, clip: ClipConfig | None, i: int) -> dict[str, Values]:
+    """Arrays of an episode, whole, and the frames (C, T) of it that the clips show; nothing of other samples.
+
+    Raises:
+        DataError: arrays that cannot be read.
+    """
+    if not split.arrays or clip is None:
+        return {}
+    video, known = read_video(split, i)
+    facts = known or probe(video, strict=False)
+    shown = clips.place(clip, facts.timeline, clips.evenly(clip.clips))
+    return {name: split.read_array(i, name) for name in split.arrays} | {CLIP_FRAMES: shown}
+
+
+def _add(writer: ShardWriter, split: Split, i: int, data: bytes, steps: dict[str, Values]) -> None:
     """With the label, original and targets of the sample they were made of, under its key."""
     key = split.key(i)
     targets = tuple(float(split.targets[name][i]) for name in split.target_names)
     sample = Sample(b"", int(split.labels[i]), int(split.originals[i]), f"{split.name}/{key}", targets)
     try:
-        writer.add(key, Encoded(data, EXTENSION, 0, 0, sample))
+        writer.add(key, Encoded(data, EXTENSION, 0, 0, sample, arrays=steps))
     except ValueError as error:  # tar's
         raise DataError(f"sample {split.place(i)}: its key cannot name a file in a tar ({error})") from None

@@ -11,6 +11,7 @@ writes the arrays and the manifest and removes `.extract`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import io
@@ -24,12 +25,13 @@ import numpy as np
 
 from jepa import config as configuration
 from jepa.data import Manifest, manifest, storage
+from jepa.data.arrays import Array
 from jepa.data.assemble import Piece, write_arrays
 from jepa.data.journal import Entry, differences
 from jepa.data.shards import Part, Written
 from jepa.errors import ConfigError, DataError
 from jepa.extract.plan import Job, Plan
-from jepa.probe.featureset import UNFINISHED, About
+from jepa.probe.featureset import CLIP_FRAMES, UNFINISHED, About
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -153,6 +155,7 @@ class Work:
         about |= {k: v for k, v in self._planned().items() if k in ("run", "config")}  # those of whoever began
         content = hashlib.sha256(json.dumps([data.classes, self.plan.about.identity()]).encode())
         splits: dict[str, Any] = {}
+        arrays = {name: dataclasses.asdict(array) for name, array in self._arrays().items()}
         made: list[str] = []
         for split in self.plan.about.views:
             pieces = []
@@ -161,7 +164,8 @@ class Work:
                 pieces.append(piece)
                 made.append(by)
             columns = {name: np.concatenate([p.arrays[name] for p in pieces]) for name in pieces[0].arrays}
-            write_arrays(self.root / split, pieces, columns, self._targets(split), "image", content)
+            names = list(arrays)
+            write_arrays(self.root / split, pieces, columns, self._targets(split), "image", content, arrays_of=names)
             splits[split] = {
                 "samples": sum(p.entry.samples for p in pieces),
                 "targets": self._targets(split),
@@ -174,9 +178,16 @@ class Work:
             "format": manifest.FORMAT, "version": manifest.VERSION, "name": data.name, "licence": data.licence,
             "classes": data.classes, "hash": content.hexdigest(), "splits": splits, "media": data.media, "image": {},
             "notes": data.notes, "bad": [], "bad_count": 0, "recipe": data.recipe, "features": about,
-            "made": [json.loads(text) for text in sorted(set(made))],
+            "made": [json.loads(text) for text in sorted(set(made))], **({"arrays": arrays} if arrays else {}),
         }  # fmt: skip
         storage.write_atomic(self.root / manifest.FILE, (json.dumps(values, indent=1) + "\n").encode())
+
+    def _arrays(self) -> dict[str, Array]:
+        """Of episodes: those of the source with its statistics, and which frames the clips show."""
+        clip, found = self.plan.about.clip, self.plan.data.arrays
+        if not found or clip is None:
+            return {}
+        return found | {CLIP_FRAMES: Array(size=clip.frames, dtype="int64")}
 
     def _planned(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))

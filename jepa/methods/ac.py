@@ -54,6 +54,7 @@ class ACConfig:
     window: int | None = None  # most frames it looks at when it imagines; null: as many as in training
     motion: Literal["predict", "pose", "add", "hold"] = "predict"  # how states go on in a plan: see above
     extrinsics: int = 0  # the last so many numbers of the state are the camera's pose: a token of their own, held
+    chunk: int = 1  # actions that one prediction covers: 1 only, see docs/dynamics.md
     loss: Literal["l1", "l2", "smooth_l1"] = "l1"  # distance of layer-normed latents
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
     straighten: float = 0.0  # weight of the curvature of paths in a learned projection, which is then the readout
@@ -61,6 +62,12 @@ class ACConfig:
     coarse: int = 4  # rows and columns that tokens are averaged onto, for heads and projection
 
     def __post_init__(self) -> None:
+        if self.chunk != 1:
+            raise ConfigError(
+                f"chunk={self.chunk}: ac predicts over one action at a time (chunk=1), because a frame's tokens are "
+                "one action and the state that it starts from, to which its published predictor is tied. dinowm and "
+                "lewm have chunks; or put several environment steps into one action with data.clip.stride"
+            )
         if self.window is not None and self.window < 1:
             raise ConfigError(f"window: got {self.window}, allowed: at least 1, or null")
         state = self.space.proprio - self.extrinsics

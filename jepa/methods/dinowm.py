@@ -84,13 +84,16 @@ class DinoWM(FrozenWorldModel):
             config.predictor, self.encoder.width, proprio, config.action_width, self.encoder.tokens, config.history
         )
         self.extend(proprio)
+        wide = config.action_width
+        self.chunks = ChunkEncoder(config.space.action, config.chunk, wide) if config.chunk > 1 else None
+
+    def check_length(self, config: DinoWMConfig, size: tuple[int, ...]) -> None:
+        super().check_length(config, size)
         if size[0] < config.chunk + 1:
             raise ConfigError(
                 f"windows of {size[0]} frames are too short: chunk={config.chunk} needs {config.chunk + 1}. Set "
                 "data.clip.frames"
             )
-        wide = config.action_width
-        self.chunks = ChunkEncoder(config.space.action, config.chunk, wide) if config.chunk > 1 else None
 
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         history = self.window(x, batch)

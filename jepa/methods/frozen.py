@@ -193,7 +193,7 @@ class FrozenWorldModel(HeadedWorldModel):
 
     def __init__(self, config: Any, size: tuple[int, ...]) -> None:
         super().__init__(config, size)
-        self._check_length(config, size)
+        self.check_length(config, size)
         if config.space.action < 1:
             raise ConfigError(
                 "method.space.action is 0: a world model needs to know how many numbers an action has. A run takes "
@@ -212,10 +212,11 @@ class FrozenWorldModel(HeadedWorldModel):
                 f"frames of {size[-2:]}: the predictor was made for tokens of frames of {self.size[-2:]}, so "
                 "data.image_size stays"
             )
-        self._check_length(config, size)
+        self.check_length(config, size)
         super().enter(config, size)
 
-    def _check_length(self, config: Any, size: tuple[int, ...]) -> None:
+    def check_length(self, config: Any, size: tuple[int, ...]) -> None:
+        """Raises ConfigError when windows are too short; of every phase of a run."""
         check_rollout(size, config.rollout)
         if min(config.coarse, config.projection) < 1 or config.straighten < 0:
             raise ConfigError(

@@ -79,12 +79,7 @@ class LeWM(HeadedWorldModel):
             raise ConfigError("lewm needs actions: train on episodes, with a section data.steps")
         if config.space.proprio:
             raise ConfigError("lewm sees pixels only: leave data.steps.proprio out")
-        needed = max(2, config.chunk + 1, 3 if config.straighten else 2)
-        if size[0] < needed:
-            raise ConfigError(
-                f"windows of {size[0]} frames are too short: chunk={config.chunk} and straighten={config.straighten:g} "
-                f"need {needed}. Set data.clip.frames"
-            )
+        self.check_length(config, size)
         latent, hidden, norm = config.latent, config.hidden, config.norm
         self.encoder = FrameEncoder(config.encoder, (size[-2], size[-1]), config.tokens, latent, hidden, norm)
         self.action_encoder = ActionEncoder(config.space.action, latent)
@@ -94,6 +89,26 @@ class LeWM(HeadedWorldModel):
         space = config.space.action
         self.chunks = ChunkEncoder(space, config.chunk, latent) if config.chunk > 1 else None
         self.heads = Heads(config.heads, latent, latent)
+
+    def check_length(self, config: LeWMConfig, size: tuple[int, ...]) -> None:
+        """Raises ConfigError when windows are too short; of every phase of a run."""
+        needed = max(2, config.chunk + 1, 3 if config.straighten else 2)
+        if size[0] < needed:
+            raise ConfigError(
+                f"windows of {size[0]} frames are too short: chunk={config.chunk} and straighten={config.straighten:g} "
+                f"need {needed}. Set data.clip.frames"
+            )
+
+    def enter(self, config: LeWMConfig, size: tuple[int, ...]) -> None:
+        """Windows may be longer or shorter in another phase.
+
+        Raises:
+            ConfigError: frames of another size, or too few of them.
+        """
+        if size[-2:] != self.size[-2:]:
+            raise ConfigError(f"frames of {size[-2:]}: this model was made for {self.size[-2:]}, so image_size stays")
+        self.check_length(config, size)
+        super().enter(config, size)
 
     def schedule(self, step: int, total_steps: float) -> dict[str, float]:
         return {"noise_step": float(step)}

@@ -53,10 +53,17 @@ class RSSMConfig:
     dynamics: float = 0.5  # weight of moving the prior to the posterior
     representation: float = 0.1  # weight of moving the posterior to the prior
     free: float = 1.0  # nats below which KL costs nothing
+    chunk: int = 1  # actions that one prediction covers: 1 only, see docs/dynamics-end-to-end.md
     straighten: float = 0.0  # weight of the curvature of the paths of h
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
 
     def __post_init__(self) -> None:
+        if self.chunk != 1:
+            raise ConfigError(
+                f"chunk={self.chunk}: rssm predicts over one action at a time (chunk=1), because its belief is made of "
+                "every step, and imagining one is a small recurrent cell, of which fewer save nothing. dinowm and lewm "
+                "have chunks; or put several environment steps into one action with data.clip.stride"
+            )
         if min(self.grid, self.hidden) < 1 or not 0 <= self.blank < 1:
             raise ConfigError(
                 f"grid={self.grid}, hidden={self.hidden} must be at least 1, blank={self.blank:g} in [0, 1)"

@@ -1,14 +1,17 @@
 """Features that `jepa extract` wrote: what they are, and reading them.
 
     DIR/manifest.json             as of any data set, and under "features" what `About` says
-    DIR/SPLIT/NAME-000000.tar     KEY.safetensors, KEY.cls where there is a label, KEY.json
+    DIR/SPLIT/NAME-000000.tar     KEY.safetensors, KEY.cls where there is a label, KEY.json, KEY.NAME.npy of episodes
     DIR/SPLIT/*.npy               index, labels, originals, keys, targets: those of the data set they were made of
 
 Sample i of a split is sample i of the same split of the source. Every KEY.safetensors holds the same tensors:
 ``pooled``, the mean over tokens of the encoder's output, ``pooled.layer3`` that of layer 3, and where tokens are kept
 ``tokens`` and ``tokens.layer3``. Of images they are (D,) and (N, D), of videos (C, V, D) and (C, V, N, D).
 
-Shapes: n samples, C clips of a video, V views of a clip, N tokens, D width.
+Arrays of an episode come whole, as in the source (`manifest.splits[split].read_array(i, name)`), and with them
+``clip_frames`` (C, T): row t of an array of kind `frame` belongs to frame t, and clip c shows frames clip_frames[c].
+
+Shapes: n samples, C clips of a video, T frames of a clip, V views of a clip, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ Dtype = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 POOLED, TOKENS = "pooled", "tokens"
 (EXTENSION,) = FEATURES
+CLIP_FRAMES = "clip_frames"  # array of an episode beside its own: the frames that each clip shows, (C, T)
 UNFINISHED = ".extract"  # folder that is there until the last shard is
 _CODES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # of safetensors
 _MOST_HEADER = 1 << 20  # bytes; of ours it has a few hundred

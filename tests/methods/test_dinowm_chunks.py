@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from jepa.errors import ConfigError
+from jepa.methods import base
 from jepa.methods.dinowm import DinoWM
-from tests.methods.frozen_worlds import ACTION, example, make
+from jepa.methods.world import State
+from tests.methods.frozen_worlds import ACTION, SIDE, example, make
 
 
 def dinowm(**more: Any) -> DinoWM:
@@ -59,29 +61,38 @@ def test_a_later_action_never_changes_an_earlier_prediction() -> None:
             assert not changed[:, :, :step].any() and changed[:, :, step].all()
 
 
-def test_chunks_are_learned() -> None:
-    """Latents go on by what the actions add."""
+def added(model: DinoWM, seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (B, 5, N, D) that go on by what the actions (B, 4, A) add to them."""
+    push = torch.randn(ACTION, model.encoder.width, generator=torch.Generator().manual_seed(3))
+    draw = torch.Generator().manual_seed(seed)
+    actions = torch.randn(count, 4, ACTION, generator=draw) / 2
+    first = torch.randn(count, 1, 1, model.encoder.width, generator=draw)
+    path = torch.cat([first, first + (actions @ push).cumsum(1).unsqueeze(2)], 1)
+    return path.expand(-1, -1, model.encoder.tokens, -1), model.action_scale.back(actions).float()
+
+
+def test_chunks_beat_single_steps_after_as_many_training_steps() -> None:
+    """Errors of predictions in a row add up: one over four actions is nearer to the truth than four in a row."""
     torch.set_num_threads(1)
-    model = dinowm(chunk=3, space={"proprio": 0})
-    tokens, width = model.encoder.tokens, model.encoder.width
-    push = torch.randn(ACTION, width, generator=torch.Generator().manual_seed(3))
-
-    def world(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        draw = torch.Generator().manual_seed(seed)
-        actions = torch.randn(32, 4, ACTION, generator=draw) / 2
-        first = torch.randn(32, 1, 1, width, generator=draw)
-        path = torch.cat([first, first + (actions @ push).cumsum(1).unsqueeze(2)], 1)
-        return path.expand(-1, -1, tokens, -1), actions
-
-    learner = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3)
-    losses = []
-    for step in range(150):
-        output = model.learn(*world(step), None)
-        learner.zero_grad()
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        learner.step()
-        losses.append(float(output.metrics["loss_chunk"]))
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    errors = {}
+    for most in (1, 4):
+        model = dinowm(chunk=most, rollout=0, space={"proprio": 0}).float()
+        learner = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 3e-3)
+        losses = []
+        for step in range(60):
+            output = model.learn(*added(model, step, 16), None)
+            learner.zero_grad()
+            output.loss.backward()  # type: ignore[no-untyped-call]
+            learner.step()
+            losses.append(float(output.metrics["loss_one_step" if most == 1 else "loss_chunk"]))
+        assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+        latents, actions = added(model, 10**6, 128)
+        with torch.no_grad():
+            future = model.imagine(State(latents[:, :1], None, {"actions": actions[:, :0]}), actions.unsqueeze(1))
+        wanted = latents[:, 1:]
+        copied = (latents[:, :1] - wanted).square().mean((0, 2, 3))
+        errors[most] = (future.latents[:, 0] - wanted).square().mean((0, 2, 3)) / copied
+    assert (errors[4][1:] < 0.92 * errors[1][1:]).all(), errors  # horizons 2, 3 and 4
 
 
 def test_without_chunks_there_is_none_of_it() -> None:
@@ -95,3 +106,18 @@ def test_what_cannot_be_is_refused() -> None:
         dinowm(chunk=5)
     with pytest.raises(ConfigError, match="chunk=0"):
         dinowm(chunk=0)
+
+
+def test_a_phase_with_windows_too_short_for_its_chunks_is_refused() -> None:
+    model = dinowm(chunk=3, rollout=0)
+    model.enter(model.config, (4, SIDE, SIDE))
+    with pytest.raises(ConfigError, match="windows of 3 frames are too short: chunk=3 needs 4"):
+        model.enter(model.config, (3, SIDE, SIDE))
+    assert model.size[0] == 4
+
+
+@pytest.mark.parametrize("name", ["ac", "rssm"])
+def test_methods_that_step_by_single_actions_refuse_chunks(name: str) -> None:
+    for frames in (2, 5):
+        with pytest.raises(ConfigError, match=f"chunk=2: {name} predicts over one action at a time.*data.clip.stride"):
+            base.create({"name": name, "chunk": 2}, (frames, SIDE, SIDE))

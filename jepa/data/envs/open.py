@@ -21,17 +21,11 @@ from jepa.errors import ConfigError, DataError
 Env = Any  # gymnasium.Env: Gymnasium is an extra
 
 
-def open_env(name: str, modules: Sequence[str] = (), kwargs: Mapping[str, Any] | None = None) -> Env:
-    """A new environment with ``render_mode="rgb_array"``.
-
-    Args:
-        name: its registered id, e.g. "CartPole-v1", "ALE/Pong-v5" or "my_package:MyTask-v0".
-        modules: imported first, because they register environments.
-        kwargs: passed on to it.
+def register(modules: Sequence[str]) -> Any:
+    """Gymnasium, after importing modules that register environments.
 
     Raises:
-        ConfigError: Gymnasium or a module is not installed, no such environment, options that it refuses, or it draws
-            no RGB arrays.
+        ConfigError: it or a module is not installed.
     """
     # without a screen SDL, which pygame draws with, takes its dummy, and says nothing
     for key, value in (("SDL_VIDEODRIVER", "dummy"), ("SDL_AUDIODRIVER", "dummy"), ("PYGAME_HIDE_SUPPORT_PROMPT", "1")):
@@ -46,6 +40,22 @@ def open_env(name: str, modules: Sequence[str] = (), kwargs: Mapping[str, Any] |
         except ImportError as error:
             hint = "pip install 'jepa[atari]'" if module == "ale_py" else f"the package that holds {module}"
             raise ConfigError(f"source.modules: {module} cannot be imported ({error}). Install {hint}") from None
+    return gymnasium
+
+
+def open_env(name: str, modules: Sequence[str] = (), kwargs: Mapping[str, Any] | None = None) -> Env:
+    """A new environment with ``render_mode="rgb_array"``.
+
+    Args:
+        name: its registered id, e.g. "CartPole-v1", "ALE/Pong-v5" or "my_package:MyTask-v0".
+        modules: imported first, because they register environments.
+        kwargs: passed on to it.
+
+    Raises:
+        ConfigError: Gymnasium or a module is not installed, no such environment, options that it refuses, or it draws
+            no RGB arrays.
+    """
+    gymnasium = register(modules)
     if "ale_py" in sys.modules:
         atari.silence()
     warnings.filterwarnings("ignore", ".*Casting input x to numpy array")  # of environments that give tensors or lists

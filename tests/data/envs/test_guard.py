@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,23 +18,46 @@ from jepa.data.sources import gymnasium, rollouts
 from jepa.errors import ConfigError
 from jepa.plan.envs import Arena, EnvConfig
 
-STUCK: dict[str, Any] = {"env": "tests/Stuck-v0", "modules": ("tests.data.envs.worlds",), "deadline": 4.0}
+STUCK: dict[str, Any] = {"env": "tests/Stuck-v0", "modules": ("tests.data.envs.worlds",), "deadline": 0.5}
 WAYS: dict[str, Callable[[], Any]] = {
     "gymnasium": lambda: gymnasium.open_source(gymnasium.Config(**STUCK)),
     "rollouts": lambda: rollouts.open_source(rollouts.Config(**STUCK)),
     "plan": lambda: Arena(EnvConfig(**STUCK)),
 }
+IN_C = ("tests/StuckInC-v0", ["tests.data.envs.worlds"])
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_one_that_hangs_is_stopped(way: str) -> None:
-    with pytest.raises(ConfigError, match=r"'tests/Stuck-v0' was not opened.*within deadline=4 s.*MUJOCO_GL=egl"):
+    with pytest.raises(ConfigError, match=r"'tests/Stuck-v0' was not opened.*within deadline=0.5 s"):
         WAYS[way]()
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0  # the alarm is off
 
 
-def test_one_that_crashes_takes_only_its_own_process() -> None:
+def test_mujoco_that_hangs_in_c_is_stopped() -> None:
+    pytest.importorskip("mujoco")
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"'tests/StuckInC-v0' was not opened.*within deadline=4 s.*MUJOCO_GL=egl"):
+        first_reset(*IN_C, {}, 4.0)
+    assert time.monotonic() - begun < 30
+
+
+def test_mujoco_that_crashes_takes_only_its_own_process() -> None:
+    pytest.importorskip("mujoco")
     with pytest.raises(ConfigError, match="crashed its process .*SIGABRT"):
-        first_reset("tests/Stuck-v0", ["tests.data.envs.worlds"], {"fault": "crashes"}, 60.0)
+        first_reset(*IN_C, {"fault": "crashes"}, 60.0)
+
+
+def test_only_what_loads_mujoco_gets_a_process() -> None:
+    """Asked in a fresh process: once something has loaded MuJoCo, all count as drawing with it."""
+    pytest.importorskip("mujoco")
+    code = """
+from jepa.data.envs.guard import with_mujoco
+names = "CartPole-v1", "tests/Light-v0", "tests.data.envs.worlds:tests/Light-v0", "tests/NoSuch-v0", "tests/StuckInC-v0"
+print([with_mujoco(name, ["tests.data.envs.worlds"]) for name in names])
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, timeout=100, capture_output=True, check=True)
+    assert done.stdout.strip() == "[False, False, False, False, True]"
 
 
 def test_whatever_else_is_wrong_is_said_by_who_opens_it() -> None:

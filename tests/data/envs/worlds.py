@@ -81,6 +81,7 @@ class Dark(Light):
 gymnasium.register("tests/Light-v0", Light)
 gymnasium.register("tests/Dark-v0", Dark)
 gymnasium.register("tests/Stuck-v0", Stuck)
+gymnasium.register("tests/StuckInC-v0", "tests.data.envs.stuck_in_c:StuckInC")
 
 
 class Walk(gymnasium.Env[Any, Any]):
