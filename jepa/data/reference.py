@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jepa.data import storage
+from jepa.data import recipe, storage
 from jepa.data.assemble import Piece
 from jepa.data.journal import Entry, Journal
 from jepa.data.progress import bar
@@ -48,7 +48,7 @@ def index_tars(root: Path, source: References, wanted: Recipe, journal: Journal,
     with bar("tars", total, done, progress) as advance, _mapper(min(workers, total - done)) as each:
         for split, paths in source.tars.items():
             start = journal.end(split)
-            indexed = each(functools.partial(_index, source.index, least), paths[start:])
+            indexed = each(functools.partial(_index, source.index, least, wanted.clean), paths[start:])
             for number, (part, bad, facts) in enumerate(indexed, start):
                 size = paths[number].stat().st_size
                 name = f"{split or 'pool'}-{number:06d}"
@@ -86,10 +86,15 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _index(index: TarIndexer, min_frames: int, path: Path) -> tuple[Part, list[dict[str, str]], bytes]:
+def _index(
+    index: TarIndexer, min_frames: int, clean: str | None, path: Path
+) -> tuple[Part, list[dict[str, str]], bytes]:
     """A tar's samples, what cannot be used, and the facts of its videos, one line each."""
     part, bad, facts = Part.empty(), [], bytearray()
+    names = recipe.listed(clean) if clean is not None else None
     for found in index(path):
+        if names is not None and isinstance(found, TarSample) and found.name not in names:
+            continue
         if isinstance(found, TarSample) and found.facts and found.video[0] < min_frames:
             reason = f"it has {found.video[0]:.0f} frame(s), the recipe asks for video.min_frames={min_frames}"
             bad.append({"source": found.name, "reason": reason})

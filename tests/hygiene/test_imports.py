@@ -28,7 +28,18 @@ ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
     *("options", "extract", "train", "slurm", "report", "bench"),
-    *("doctor", "demo", "terminal", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm", "cli"),
+    *(
+        "doctor",
+        "demo",
+        "terminal",
+        "cli_bench",
+        "cli_data",
+        "cli_export",
+        "cli_plan",
+        "cli_rollout",
+        "cli_slurm",
+        "cli",
+    ),
     "__main__",
 )
 
@@ -36,6 +47,7 @@ ORDER = (
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli.py": {"*"},
     "cli_bench.py": {"*"},
+    "cli_data.py": {"*"},
     "cli_export.py": {"*"},
     "cli_plan.py": {"*"},
     "cli_rollout.py": {"*"},
