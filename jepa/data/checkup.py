@@ -135,7 +135,7 @@ class Stored(Job):
         row, key = split.index[i], split.key(i)
         shard = split.shards[int(row[SHARD])]
         if self.in_place:
-            return f"{Path(shard.path).name}/{key}"
+            return f"{shard.path.name}/{key}"
         at = int(row[OFFSET])
         length = int(row[LENGTH])
         while True:  # the sample's other members follow, its KEY.json last

@@ -70,6 +70,7 @@ OPTIONAL = {
     "huggingface_hub",
     "datasets",
     "fsspec",
+    "aiohttp",
     "gymnasium",
     "ale_py",
     "h5py",

@@ -101,7 +101,7 @@ def balance(columns: Columns, known: Known) -> dict[str, Any]:
     """Samples of every class in every split, those without a label, and how uneven the classes are."""
     counts: dict[str, dict[str, int]] = {}
     for place, split in enumerate(known.splits):
-        labels = columns.label[known.split == place]
+        labels = columns.label[(known.split == place) & (columns.height > 0)]  # those that decode
         numbers, sizes = np.unique(labels, return_counts=True)
         counts[split] = {
             ("no label" if n < 0 else known.classes[n] if n < len(known.classes) else str(n)): c
