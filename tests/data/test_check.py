@@ -1,4 +1,4 @@
-"""`jepa data check` of whole data sets: what is broken, odd, there twice or in two splits, and what a build makes of it."""
+"""`jepa data check` of whole data sets: broken, odd, there twice, in two splits; and what a build makes of its list."""
 
 from __future__ import annotations
 
