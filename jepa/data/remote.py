@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import re
 import time
@@ -174,6 +175,7 @@ def touch(path: Path) -> None:
 
 
 _touched: dict[Path, float] = {}
+_failed: dict[Url, tuple[float, str]] = {}  # when, and what was said
 
 
 def _settings() -> tuple[Path, int]:
@@ -264,10 +266,16 @@ def _part(fs: Any, url: Url, start: int, end: int, size: int) -> bytes:
 def _tried(url: Url, ask: Callable[[Any], T]) -> T:
     """What a request gives, made again after failures that may pass.
 
+    After the last failure, as much time as was waited has to pass before the same file is asked for again: whoever
+    wants many samples of it fails at once.
+
     Raises:
         RemoteError: with the last failure.
     """
     began = time.monotonic()
+    when, message = _failed.get(url, (-math.inf, ""))
+    if began - when < sum(WAITS):
+        raise RemoteError(message)
     fs = _filesystem(url)
     for tries, wait in enumerate((*WAITS, None), 1):
         try:
@@ -278,10 +286,12 @@ def _tried(url: Url, ask: Callable[[Any], T]) -> T:
             passing, said = _meaning(error)
             if not passing or wait is None:
                 after = f" after {tries} tries in {time.monotonic() - began:.0f} s" if tries > 1 else ""
-                raise RemoteError(
+                message = (
                     f"{url} cannot be read: {said}{after}. Check the address, the network and the server; a run that "
                     "was stopped goes on with --resume"
-                ) from None
+                )
+                _failed[url] = (time.monotonic(), message)
+                raise RemoteError(message) from None
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 

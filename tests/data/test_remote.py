@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jepa.config import DataConfig
-from jepa.data import Manifest, remote
+from jepa.data import Manifest, eval_batches, remote
 from jepa.data.build import build
 from jepa.data.loader import make_loader
 from jepa.data.order import Order
@@ -37,7 +37,8 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("JEPA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.02))
+    monkeypatch.setattr(remote, "WAITS", (0.05, 0.15))
+    monkeypatch.setattr(remote, "_failed", {})
     monkeypatch.setattr(remote, "_STALL", 0.4)
     found = Server(tars)
     yield found
@@ -166,7 +167,11 @@ def test_faults_that_stay(fault: str, said: str, requests: int, server: Server, 
         remote.local(url, size)
     assert f"{server.url}/part-002.tar cannot be read" in str(caught.value) and "secret" not in str(caught.value)
     assert server.asked["part-002.tar"] == requests and files(tmp_path / "cache") == []
+    with pytest.raises(RemoteError, match=said):  # at once, without asking again
+        remote.local(url, size)
+    assert server.asked["part-002.tar"] == requests
     server.faults.clear()
+    time.sleep(0.3)
     assert remote.local(url, size).stat().st_size == size  # nothing is left of the failure
 
 
@@ -183,6 +188,8 @@ def test_a_run_stops_and_nothing_is_quarantined(server: Server, tmp_path: Path) 
     split = Manifest.open(far).splits["train"]
     with pytest.raises(RemoteError):
         split.read(int(split.shard_sizes[:3].sum()))
+    with pytest.raises(RemoteError, match="^http"):  # as it is: the sample is not to blame
+        list(eval_batches(split, (8, 8), 8))
 
 
 def test_a_tar_that_was_replaced_or_is_gone(server: Server, tmp_path: Path) -> None:
