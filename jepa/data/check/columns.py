@@ -1,4 +1,4 @@
-"""What is known of all samples: some 130 bytes for each, so that ten million of them fit into 1.3 GB; names on disk."""
+"""What is known of all samples: some 130 bytes for each, so ten million of them take 1.3 GB; their names are on disk."""
 
 from __future__ import annotations
 

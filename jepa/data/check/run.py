@@ -5,7 +5,8 @@
     check.json          counts, duplicates, leaks between splits, classes, sizes
     contact-sheet.png   samples of every finding beside ordinary ones
 
-Memory is bounded: some 130 bytes for each sample, whatever its size (see `columns`).
+Memory is bounded: some 130 bytes for each sample, whatever its size (see `columns`), and 600 more while hashes are
+compared.
 """
 
 from __future__ import annotations
