@@ -1,4 +1,4 @@
-"""What is known of all samples: some 130 bytes for each, so ten million of them take 1.3 GB; their names are on disk."""
+"""What is known of all samples: some 130 bytes each, so ten million of them take 1.3 GB. Names lie on disk."""
 
 from __future__ import annotations
 
