@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 import jepa
 from jepa import options, verbosity
 from jepa.cli_bench import bench_app
+from jepa.cli_data import data_app
 from jepa.cli_export import export
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
@@ -48,7 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Build a data set from a recipe, or look at one.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
 MAIN, LOOK, CLUSTER, TOOLS = "The main job", "Checkpoints", "A SLURM cluster", "This machine"
@@ -75,81 +75,6 @@ def _root(
         raise ConfigError("--quiet and --verbose: give one of them")
     verbosity.choose(quiet, verbose)
     set_up_logging()
-
-
-# --- data ---------------------------------------------------------------------------------------------------------
-
-
-@data_app.command("build")
-def data_build(
-    recipe: Annotated[
-        str,
-        typer.Argument(help="A recipe: a YAML file or a shipped one (digits).", autocompletion=complete("datasets")),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the data set to.")],
-    overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(help="Processes that encode images or look through tars; 0: this one.")] = 0,
-) -> None:
-    """Turn what a recipe names into shards and a manifest. Run again after an interruption to go on."""
-    from jepa.data.build import build
-
-    manifest = build(recipe, out, overrides=overrides, workers=workers)
-    for name, split in manifest.splits.items():
-        typer.echo(f"{name}: {len(split)} {manifest.media}s in {len(split.shard_sizes)} shards")
-    for note in manifest.notes:
-        typer.echo(f"note: {note}")
-    if manifest.bad_count:
-        first = manifest.bad[0]
-        typer.echo(f"left out {manifest.bad_count} {manifest.media}s, such as {first['source']}: {first['reason']}")
-    typer.echo(f"{out} is ready; look at it with `jepa data show {out}`")
-
-
-@data_app.command("show")
-def data_show(
-    folder: Annotated[Path, typer.Argument(help="A folder made by `jepa data build`.")],
-    picture: Annotated[Path | None, typer.Option(help="PNG file of the contact sheet; default: in the folder.")] = None,
-) -> None:
-    """Print counts and sizes of a data set and write a contact sheet."""
-    from jepa.data.show import show
-
-    typer.echo(show(folder, picture).text)
-
-
-@data_app.command("check")
-def data_check(
-    place: Annotated[
-        Path, typer.Argument(help="A built data set, a folder of videos, one, or a file that lists them.")
-    ],
-    overrides: Overrides = None,
-    clean: Annotated[Path | None, typer.Option(help="Write the list of usable videos here.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write everything that was found here, as JSON.")] = None,
-) -> None:
-    """Decode every video, in processes that may be killed: broken, slow, too short, of varying rate, lying ones.
-
-    Of a data set made by `jepa data build`, every sample: videos, images, and their label maps.
-    """
-    from jepa.data import checkup
-    from jepa.data.video import scan
-
-    settings, built = settings_of(scan.ScanConfig, overrides), (place / "manifest.json").is_file()
-    if built and clean is not None:
-        raise ConfigError("--clean lists files of videos; a built data set is mended by building it again")
-    found = (
-        checkup.check_built(place, settings, show=True)
-        if built
-        else scan.check(scan.find_videos(place), settings, show=True)
-    )
-    for verdict in found.verdicts:
-        if verdict.status != "ok":
-            typer.echo(verdict.line)
-    typer.echo(found.summary())
-    if clean is not None:
-        kept = found.write_clean(clean)
-        typer.echo(f"{kept} usable videos listed in {clean}: jepa data build videos source.labels={clean} ...")
-    if out is not None:
-        found.write_json(out)
-    if not found.clean():
-        raise typer.Exit(1)
 
 
 # --- train, probe, report -----------------------------------------------------------------------------------------

@@ -32,6 +32,27 @@ AHEAD, ANTICIPATION, SIGHT = "probe/test_anticipate.py::", "probe/test_anticipat
 
 DATA = (
     one(
+        "check: hashes that look alike, one band of bits too few",
+        "data/check/twins.py",
+        "np.array_split(np.arange(BITS), most + 1)",
+        "np.array_split(np.arange(BITS), max(1, most // 2))",
+        "data/test_check.py::test_near_pairs_are_all_of_them",
+    ),
+    one(
+        "check: of a picture in two splits, the one in train is kept",
+        "data/check/together.py",
+        '_FIRST = ("test", "val")',
+        '_FIRST = ("train", "test")',
+        "data/test_check.py::test_a_folder_of_images",
+    ),
+    one(
+        "remote: the shard read last goes first",
+        "data/remote.py",
+        "in sorted(files):",
+        "in sorted(files, reverse=True):",
+        "data/test_remote.py::test_the_one_read_longest_ago_goes_first",
+    ),
+    one(
         "keyed: streams are not told apart",
         "keyed.py",
         'f"{stream}\\x00{seed}".encode()',

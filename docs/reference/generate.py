@@ -22,6 +22,7 @@ import yaml
 
 from jepa import config
 from jepa.data import recipe, sources
+from jepa.data.video import scan
 from jepa.methods import base
 from jepa.plan import solvers
 from jepa.plan import suite as planning
@@ -48,6 +49,7 @@ def render() -> str:
     for kind in sources.KINDS:
         options = importlib.import_module(f"jepa.data.sources.{kind}").Config
         parts += _tables(f"Source `kind: {kind}`", "source", options)
+    parts += _tables("Data check (`jepa data check DIR key=value`)", "", scan.ScanConfig)
     parts += _tables("Probe suite (`eval/*.yaml`)", "", suite.Suite)
     parts += _tables("Planning suite (`eval/*.yaml`)", "", planning.PlanSuite)
     for name, solver in solvers.SOLVERS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,18 @@ def build(
     missing = _missing_splits(source, wanted)
     if isinstance(source, Source):
         _make_splits(source, wanted, missing)
-    journal = Journal(root, {"recipe": resolved, "source": source.fingerprint()})
+    fingerprint = source.fingerprint()
+    if wanted.clean is not None:
+        names = recipe.listed(wanted.clean)
+        source.notes.append(f"only samples that are among the {len(names)} listed in {wanted.clean} were taken")
+        fingerprint = hashlib.sha256("\0".join([fingerprint, *sorted(names)]).encode("utf-8", "replace")).hexdigest()
+    journal = Journal(root, {"recipe": resolved, "source": fingerprint})
     try:
         if isinstance(source, Source):
             _write_shards(root, source, wanted, schema, journal, workers, progress)
-            pieces = {split: _pieces(journal, split) for split in source.splits}
+            pieces = {split: found for split in source.splits if (found := _pieces(journal, split))}
+            if not pieces:
+                raise DataError(f"clean={wanted.clean} lists none of the source's samples: it was made of another one")
         else:
             reference.index_tars(root, source, wanted, journal, workers, progress)
             pieces = reference.carve({s: _pieces(journal, s) for s in source.tars}, missing, wanted.splits.seed)
@@ -179,9 +187,10 @@ def _write_split(
             if isinstance(result, Bad):
                 bad.append({"source": result.source, "reason": result.reason})
             else:
-                if writer is None:
+                if writer is None and result:
                     writer = ShardWriter(root / split / f"{wanted.name}-{split}-{number:06d}.tar", source.targets)
                 for number_in_it, piece in enumerate(result):
+                    assert writer is not None
                     writer.add(f"{place:09d}" if len(result) == 1 else f"{place:09d}-{number_in_it:04d}", piece)
             full = writer is not None and (
                 len(writer.part.keys) >= wanted.shards.max_samples or writer.written >= wanted.shards.max_bytes

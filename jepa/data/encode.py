@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jepa.data import decode, episode, labelmap
+from jepa.data import decode, episode, labelmap, recipe
 from jepa.data.arrays import ArrayConfig, Values
 from jepa.data.recipe import ImageConfig, Recipe
 from jepa.data.sources.base import Maker, Sample
@@ -48,14 +48,19 @@ Schema = Mapping[str, ArrayConfig]  # arrays of episodes as the source gives the
 
 
 def encode(maker: Maker, task: Any, config: Recipe, schema: Schema) -> Result:
-    """Make the samples of a task and bring their images, videos and arrays into the form the recipe asks for."""
+    """Make the samples of a task and bring their images, videos and arrays into the form the recipe asks for.
+
+    Samples that a clean list leaves out are not among them.
+    """
     try:
         made = maker(task)
     except DataError as error:
         return Bad(str(task), str(error))
-    if isinstance(made, Sample):
-        return _encoded(made, config, schema)
-    results = [_encoded(sample, config, schema) for sample in made]
+    samples = [made] if isinstance(made, Sample) else made
+    if config.clean is not None:
+        names = recipe.listed(config.clean)
+        samples = [sample for sample in samples if sample.source in names]
+    results = [_encoded(sample, config, schema) for sample in samples]
     bad = next((r for r in results if isinstance(r, Bad)), None)  # a task is used whole or not at all
     return bad or [piece for r in results if not isinstance(r, Bad) for piece in r]
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jepa.data import storage
+from jepa.data import remote, storage
 from jepa.data.shards import Part
 from jepa.errors import DataError
 
@@ -91,7 +91,8 @@ class Journal:
         kept = []
         for entry in entries:
             tar = self.root / entry.path
-            there = tar.is_file() and tar.stat().st_size == entry.size and (self.folder / entry.arrays).is_file()
+            there = remote.is_url(entry.path) or (tar.is_file() and tar.stat().st_size == entry.size)
+            there &= (self.folder / entry.arrays).is_file()
             there &= not entry.facts or (self.root / entry.facts).is_file()
             if not there:
                 lost.add(entry.split)

@@ -8,6 +8,7 @@ Shapes: B samples, H W image height and width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from jepa.config import DataConfig
 from jepa.data import augment, decode
+from jepa.data.ahead import check_room, fetched
 from jepa.data.batch import Batch, derive_accumulation
 from jepa.data.clipdata import TrainClips, eval_clips
 from jepa.data.manifest import Split
 from jepa.data.order import Order
 from jepa.data.quarantine import Quarantine
+from jepa.data.remote import RemoteError
 from jepa.data.samples import TrainData
 from jepa.data.video.pool import decode_clips_in_order
 from jepa.data.windows import eval_windows, middle_windows
@@ -43,16 +46,17 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         plan, config, decoder = self._plan, self._decoder.data.config, self._decoder
         options = {"most": plan.micro, "workers": config.workers, "prefetch": config.prefetch}
-        if isinstance(decoder, TrainClips):
-            known, deadline = self._quarantine.known, config.decode_seconds
-            decoded = decode_clips_in_order(decoder, plan, known=known, deadline=deadline, **options)
-        else:
-            decoded = decode_in_order(decoder, plan, **options)
-        for number, (loaded, images) in enumerate(decoded):
-            self._quarantine.record(loaded.bad, len(images))  # on disk before the batch is used
-            step, micro = divmod(number, plan.accumulation)
-            batch = loaded.batch(images)
-            yield replace(batch, step=plan.start + step, micro=micro, last=micro + 1 == plan.accumulation)
+        with fetched(plan, decoder.data.split, plan.order) as lists:
+            if isinstance(decoder, TrainClips):
+                known, deadline = self._quarantine.known, config.decode_seconds
+                decoded = decode_clips_in_order(decoder, lists, known=known, deadline=deadline, **options)
+            else:
+                decoded = decode_in_order(decoder, lists, **options)
+            for number, (loaded, images) in enumerate(decoded):
+                self._quarantine.record(loaded.bad, len(images))  # on disk before the batch is used
+                step, micro = divmod(number, plan.accumulation)
+                batch = loaded.batch(images)
+                yield replace(batch, step=plan.start + step, micro=micro, last=micro + 1 == plan.accumulation)
 
 
 class _TrainDecoder(Decoder):
@@ -117,10 +121,11 @@ def make_loader(
         trace: also report every sample's key and crop.
 
     Raises:
-        ConfigError: the batch cannot be shared equally.
+        ConfigError: the batch cannot be shared equally, or the cache of remote shards is too small.
         TrainingError: while iterating, when too many samples are bad, the storage fails or a worker dies.
     """
     _, micro, accumulation = derive_accumulation(batch, micro_batch, world)
+    check_room(data.split, data.order, -(-data.order.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // world))
     plan = _Plan(data.order, batch, rank, world, start_step, total_steps, micro, accumulation, shift)
     identity = {"dataset": data.manifest.hash[:16], "split": data.split.name, "seed": data.seed}
     quarantine = Quarantine(data.run_dir, rank, identity, data.config.max_bad)
@@ -139,6 +144,8 @@ class _EvalDecoder(Decoder):
         for slot, i in enumerate(numbers.tolist()):
             try:
                 image = decode.decode(self.split.read(i)[0])
+            except RemoteError:
+                raise
             except (DataError, OSError) as error:
                 raise DataError(
                     f"sample {self.split.place(i)} of split {self.split.name!r} cannot be read: {error}. An "

@@ -29,8 +29,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from jepa.data import arrays, labelmap, storage
+from jepa.data import arrays, labelmap, remote, storage
 from jepa.data.arrays import Array
+from jepa.data.remote import Place, Url
 from jepa.errors import DataError
 
 FORMAT, VERSION, FILE = "jepa-dataset", 1, "manifest.json"
@@ -49,15 +50,15 @@ Float32 = npt.NDArray[np.float32]
 class Shard:
     """One tar: where it is, its size in bytes, and how many samples of the split it holds."""
 
-    path: Path
+    path: Place
     size: int
     samples: int
-    facts: tuple[Path, int]  # the file that holds the videos' facts and its size; the tar itself if it is our own
+    facts: tuple[Place, int]  # the file that holds the videos' facts and its size; the tar itself if it is our own
 
     @classmethod
     def of(cls, root: Path, values: dict[str, Any]) -> Shard:
         """From a line of the manifest."""
-        path, size = root / values["path"], int(values["size"])
+        path, size = remote.place(root, values["path"]), int(values["size"])
         facts = values.get("facts")
         return cls(
             path, size, int(values["samples"]), (root / facts["path"], int(facts["size"])) if facts else (path, size)
@@ -210,13 +211,15 @@ class Split:
         return self.shards[shard], offset, length, EXTENSIONS[extension]
 
     def check(self) -> None:
-        """Compare every shard's size with the manifest.
+        """Compare every shard's size with the manifest; that of a remote one when it is fetched.
 
         Raises:
             DataError: a shard is missing, truncated or was replaced.
         """
         wrong = []
         for shard in self.shards:
+            if isinstance(shard.path, Url):
+                continue
             try:
                 size = shard.path.stat().st_size
             except OSError as error:

@@ -72,6 +72,28 @@ class Order:
         """The lane that each g belongs to."""
         return np.asarray(g, dtype=np.int64) % self.size % self.lanes
 
+    def shards_ahead(self, g: Int64, blocks: int) -> list[int]:
+        """The shards of the blocks that numbers g lie in and of those that follow, `blocks` for each lane, in order.
+
+        An epoch's last block is followed by the first one of the next epoch.
+        """
+        lanes = self.lane(g)
+        places = {}
+        for lane in np.unique(lanes).tolist():
+            epoch, place = divmod(int(g[lanes == lane].max()), self.size)
+            places[lane] = (epoch, int(self._lane_start[lane]) + place // self.lanes)
+        found: dict[int, None] = {}
+        for _ in range(blocks):
+            for lane, (epoch, place) in places.items():
+                shards, edges = self._epoch(epoch)
+                block = int(np.searchsorted(edges, place, side="right")) - 1
+                first = block * self.shuffle_shards
+                found |= dict.fromkeys(shards[first : first + self.shuffle_shards].tolist())
+                end = int(self._lane_start[lane + 1]) if lane + 1 < self.lanes else self.size
+                beyond = int(edges[block + 1]) if block + 1 < len(edges) else self.size
+                places[lane] = (epoch, beyond) if beyond < end else (epoch + 1, int(self._lane_start[lane]))
+        return list(found)
+
     def rank_slice(self, step: int, batch: int, rank: int, world: int, shift: int = 0) -> Int64:
         """The numbers g (batch / world,) that a rank trains on in a step.
 

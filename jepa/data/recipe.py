@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from jepa import config, resources
 from jepa.data.episode import EpisodeConfig
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,27 @@ class Recipe:
     image: ImageConfig = field(default_factory=ImageConfig)  # what is done to an image before it is written
     video: VideoConfig = field(default_factory=VideoConfig)  # what is done to a video before it is written
     episode: EpisodeConfig | None = None  # how episodes with arrays are kept; null: as they are
+    clean: str | None = None  # file that lists the samples to use, as `jepa data check` writes it; null: all
 
     def __post_init__(self) -> None:
         check_name(self.name, "dataset")
+
+
+@functools.lru_cache(maxsize=1)  # every worker reads it once
+def listed(path: str) -> frozenset[str]:
+    """The names in a clean list.
+
+    Raises:
+        DataError: it cannot be read, or is empty.
+    """
+    try:
+        text = Path(path).expanduser().read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise DataError(f"cannot read clean={path}: {error.strerror or error}") from None
+    names = frozenset(text.split("\n")) - {""}
+    if not names:
+        raise DataError(f"clean={path} is empty: it lists the samples to use, one name a line")
+    return names
 
 
 def check_name(name: str, what: str) -> None:

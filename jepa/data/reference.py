@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jepa.data import storage
+from jepa.data import recipe, remote, storage
 from jepa.data.assemble import Piece
 from jepa.data.journal import Entry, Journal
 from jepa.data.progress import bar
 from jepa.data.recipe import Recipe
+from jepa.data.remote import Place, Url
 from jepa.data.shards import Part
 from jepa.data.sources.base import References, TarIndexer, TarSample, share
 from jepa.errors import ConfigError, DataError
@@ -48,9 +49,8 @@ def index_tars(root: Path, source: References, wanted: Recipe, journal: Journal,
     with bar("tars", total, done, progress) as advance, _mapper(min(workers, total - done)) as each:
         for split, paths in source.tars.items():
             start = journal.end(split)
-            indexed = each(functools.partial(_index, source.index, least), paths[start:])
-            for number, (part, bad, facts) in enumerate(indexed, start):
-                size = paths[number].stat().st_size
+            indexed = each(functools.partial(_index, source.index, least, wanted.clean), paths[start:])
+            for number, (part, bad, facts, size) in enumerate(indexed, start):
                 name = f"{split or 'pool'}-{number:06d}"
                 kept = f"{FACTS}/{name}.jsonl" if facts else ""
                 if kept:
@@ -86,10 +86,16 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _index(index: TarIndexer, min_frames: int, path: Path) -> tuple[Part, list[dict[str, str]], bytes]:
-    """A tar's samples, what cannot be used, and the facts of its videos, one line each."""
+def _index(
+    index: TarIndexer, min_frames: int, clean: str | None, tar: Place
+) -> tuple[Part, list[dict[str, str]], bytes, int]:
+    """A tar's samples, what cannot be used, the facts of its videos, one line each, and its size in bytes."""
     part, bad, facts = Part.empty(), [], bytearray()
-    for found in index(path):
+    path = remote.local(tar)
+    names = recipe.listed(clean) if clean is not None else None
+    for found in _named(index, path, tar):
+        if names is not None and isinstance(found, TarSample) and found.name not in names:
+            continue
         if isinstance(found, TarSample) and found.facts and found.video[0] < min_frames:
             reason = f"it has {found.video[0]:.0f} frame(s), the recipe asks for video.min_frames={min_frames}"
             bad.append({"source": found.name, "reason": reason})
@@ -110,11 +116,21 @@ def _index(index: TarIndexer, min_frames: int, path: Path) -> tuple[Part, list[d
             part.steps.append(())
         else:
             bad.append({"source": found[0], "reason": found[1]})
-    return part, bad, bytes(facts)
+    return part, bad, bytes(facts), path.stat().st_size
 
 
-def _stored_path(root: Path, tar: Path) -> str:
-    """Absolute where the recipe says so, else relative to the dataset, so that both can move together."""
+def _named(index: TarIndexer, path: Path, tar: Place) -> Iterator[TarSample | tuple[str, str]]:
+    """What an indexer finds; what it says of a copy in the cache is said of the tar itself."""
+    try:
+        yield from index(path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), str(tar))) from None
+
+
+def _stored_path(root: Path, tar: Place) -> str:
+    """A URL as it is; a path absolute where the recipe says so, else relative to the dataset: so both can move."""
+    if isinstance(tar, Url):
+        return tar.text
     if tar.is_absolute():
         return str(tar)
     return Path(os.path.relpath(tar.absolute(), root.absolute())).as_posix()

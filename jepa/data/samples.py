@@ -18,6 +18,7 @@ from jepa.data import augment, blank, decode
 from jepa.data.manifest import Manifest
 from jepa.data.order import Order
 from jepa.data.quarantine import Bad
+from jepa.data.remote import RemoteError
 from jepa.data.steps import Steps
 from jepa.data.video.choose import choose
 from jepa.data.workers import Loaded
@@ -93,6 +94,8 @@ class TrainData:
         if first is None:
             try:
                 return self._decode(index), index
+            except RemoteError:
+                raise  # it says nothing about this sample, and every other one of the shard would fail alike
             except DataError as error:
                 reason = str(error)
         else:

@@ -146,8 +146,8 @@ def _sheet(split: Split, classes: list[str], count: int, frames: int) -> tuple[I
         label = int(split.labels[i])
         try:
             for place, image in enumerate(_pictures(split, i, frames)):
-                tile = _tile(image, side)
-                sheet.paste(tile, (left + place * side + (side - tile.width) // 2, top + (side - tile.height) // 2))
+                small = tile(image, side)
+                sheet.paste(small, (left + place * side + (side - small.width) // 2, top + (side - small.height) // 2))
         except (DataError, OSError) as error:
             unreadable.append(f"{split.place(i)}: {error}")
             pen.rectangle((left, top, left + wide - 1, top + side - 1), outline=(200, 0, 0))
@@ -180,7 +180,8 @@ def _lengths(video: npt.NDArray[np.float64]) -> str:
     )
 
 
-def _tile(image: Tensor, side: int) -> Image.Image:
+def tile(image: Tensor, side: int) -> Image.Image:
+    """An image (3, H, W) uint8 as a picture whose longer side is `side`."""
     height, width = image.shape[1:]
     scale = side / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jepa.data import remote
+from jepa.data.remote import Place, Url
 from jepa.errors import DataError, TrainingError
 
 # what network file systems and tired disks answer for a while; anything else will not get better by waiting
@@ -27,16 +29,16 @@ _OPEN_SHARDS = 64  # descriptors kept open per process
 _descriptors: OrderedDict[tuple[str, int], int] = OrderedDict()
 
 
-def read(path: Path, size: int, offset: int, length: int, waits: tuple[float, ...] = WAITS) -> bytes:
+def read(path: Place, size: int, offset: int, length: int, waits: tuple[float, ...] = WAITS) -> bytes:
     """`length` bytes of a shard from `offset`.
 
     Args:
-        path: the shard.
+        path: the shard; a remote one is read from the cache (see `remote`).
         size: its size in bytes when it was indexed; another size means another file.
         waits: seconds before each further try after a transient error.
 
     Raises:
-        DataError: the shard has another size, or ends before offset + length.
+        DataError: the shard has another size, or ends before offset + length; RemoteError: it cannot be fetched.
         OSError: the storage fails for good, or still after the last try.
     """
     if min(offset, length) < 0 or 0 < size < offset + length:  # before so much memory is asked for
@@ -44,6 +46,9 @@ def read(path: Path, size: int, offset: int, length: int, waits: tuple[float, ..
             f"{path} has {size} bytes, the sample would lie at {offset} to {offset + length}: a damaged index"
         )
     for wait in (*waits, None):
+        if isinstance(path, Url):  # not kept open: what the cache drops has to go from the disk
+            data = remote.read(path, size, offset, length)
+            break
         try:
             data = os.pread(_descriptor(path, size), length, offset)
             break

@@ -54,30 +54,42 @@ class Tar:
 
     def groups(self) -> Iterator[Group]:
         """The complete samples, in order. Sets `broken` when the tar is cut off; its last sample is then dropped."""
-        self._file.seek(0)
         group: Group | None = None
+        for name, offset, size in self.members():
+            key, extension = split_name(name)
+            if not key or not extension:
+                continue
+            if group is None or group.key != key:
+                if group is not None:
+                    yield group
+                group = Group(key)
+            group.files[extension] = (offset, size)
+        if self.broken is not None:
+            if group is None:
+                raise DataError(f"{self.path} is not a tar, or damaged from its first file on ({self.broken})")
+            self.broken += f"; samples from {group.key!r} on are lost"
+        elif group is not None:
+            yield group
+
+    def members(self, start: int = 0) -> Iterator[tuple[str, int, int]]:
+        """Name, byte offset and length of every plain file. Sets `broken` when the tar is cut off.
+
+        Args:
+            start: byte at which the tar begins; not 0 for one inside of this one.
+        """
+        self.broken = None
+        self._file.seek(start)
         try:
             tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115 - closed with the file
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would remember every member of the tar
-                if not member.isreg() or member.sparse is not None:
-                    continue
-                key, extension = split_name(member.name)
-                if not key or not extension:
-                    continue
-                if group is None or group.key != key:
-                    if group is not None:
-                        yield group
-                    group = Group(key)
-                group.files[extension] = (member.offset_data, member.size)
+                if member.isreg() and member.sparse is None:
+                    yield member.name, member.offset_data, member.size
+            self._file.seek(tar.offset)
+            if self._file.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
+                self.broken = f"cut off or damaged at byte {tar.offset}"
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             self.broken = f"cut off or damaged ({error})"
-            if group is None:
-                raise DataError(f"{self.path} is not a tar, or damaged from its first file on ({error})") from None
-            self.broken += f"; samples from {group.key!r} on are lost"
-            return
-        if group is not None:
-            yield group
 
     def read(self, place: tuple[int, int]) -> bytes:
         """The bytes at (offset, length)."""

@@ -212,7 +212,7 @@ def test_the_digit_contrasts_with_its_background(ink: str) -> None:
     [
         ("source.digit=[30, 50]", "largest <= size=40"),
         ("source.cluter=3", "Did you mean 'clutter'"),
-        ("source.kind=digitz", "allowed: .*digits, folder"),
+        ("source.kind=digitz", "allowed: .*digits, emoji, folder"),
         ("source.samples={extra: 5}", "same splits"),
         ("source.originals={train: 0.9, val: 0.2, test: 0.1}", "at most 1"),
         ("source.contrast=0.9", "contrast: allowed are 0 to 0.5"),

@@ -41,7 +41,18 @@ ORDER = (
     ),
     *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
     *("options", "extract", "train", "slurm", "report", "bench"),
-    *("doctor", "demo", "terminal", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm", "cli"),
+    *(
+        "doctor",
+        "demo",
+        "terminal",
+        "cli_bench",
+        "cli_data",
+        "cli_export",
+        "cli_plan",
+        "cli_rollout",
+        "cli_slurm",
+        "cli",
+    ),
     "__main__",
 )
 
@@ -49,6 +60,7 @@ ORDER = (
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli.py": {"*"},
     "cli_bench.py": {"*"},
+    "cli_data.py": {"*"},
     "cli_export.py": {"*"},
     "cli_plan.py": {"*"},
     "cli_rollout.py": {"*"},
@@ -71,6 +83,7 @@ OPTIONAL = {
     "huggingface_hub",
     "datasets",
     "fsspec",
+    "aiohttp",
     "gymnasium",
     "ale_py",
     "h5py",

@@ -58,6 +58,11 @@ def state(env: Any) -> dict[str, float]:
     return {name: float(ram[address]) for name, address in RAM[game].items()}
 
 
+def variables(env: Any) -> list[float]:
+    """The same as a list in the order of `RAM`: an array for `source.arrays` of episodes."""
+    return list(state(env).values())
+
+
 # the ball's coordinate, the player's along the same axis, and the actions that make the player's less and more
 _AIM = {"breakout": ("ball_x", "player_x", "LEFT", "RIGHT"), "pong": ("ball_y", "player_y", "RIGHT", "LEFT")}
 _LEVEL = 12  # ball minus player where the ball meets the middle of the bat, in both games

@@ -10,7 +10,7 @@ from jepa.data.sources.base import References, Source
 from jepa.errors import ConfigError
 
 KINDS = (
-    *("bouncing_digits", "digits", "folder", "gymnasium", "hdf5", "huggingface", "idx", "lerobot"),
+    *("archive", "bouncing_digits", "digits", "emoji", "folder", "gymnasium", "hdf5", "huggingface", "idx", "lerobot"),
     *("moving_digits", "npz", "rollouts", "segments", "swm", "videos", "webdataset"),
 )
 

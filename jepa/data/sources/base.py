@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from jepa.data.arrays import ArrayConfig
 from jepa.data.labelmap import LabelMap, MapConfig
+from jepa.data.remote import Place, Url
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class TarIndexer(Protocol):
 class References:
     """Tars that stay where they are."""
 
-    tars: dict[str, list[Path]]  # by split; a single "" entry: not split yet
+    tars: dict[str, list[Place]]  # by split; a single "" entry: not split yet
     index: TarIndexer
     classes: list[str] | None  # None: the label numbers
     targets: list[str]
@@ -127,8 +128,12 @@ class References:
     maps: dict[str, MapConfig] = field(default_factory=dict)  # label maps that every sample has
 
     def fingerprint(self) -> str:
-        """Changes when a tar is added, removed, or has another size."""
-        listed = [(split, str(p), p.stat().st_size) for split, paths in self.tars.items() for p in paths]
+        """Changes when a tar is added, removed, or (on a local disk) has another size."""
+        listed = [
+            (split, p.text, -1) if isinstance(p, Url) else (split, str(p), p.stat().st_size)
+            for split, paths in self.tars.items()
+            for p in paths
+        ]
         return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 

@@ -156,7 +156,7 @@ def paths_below(root: Path, sub: str, wanted: frozenset[str], other: Counter[str
     return sorted(found)
 
 
-def _class_of(path: str, depth: int) -> str | None:
+def class_of(path: str, depth: int) -> str | None:
     """The first folder below the split's own, if there is one."""
     parts = path.split("/")
     return parts[depth] if len(parts) > depth + 1 else None
@@ -165,7 +165,7 @@ def _class_of(path: str, depth: int) -> str | None:
 def _classes(config: Config, found: dict[str, list[str]], depth: dict[str, int]) -> list[str]:
     if config.classes == "none":
         return []
-    names = {_class_of(p, depth[split]) for split, paths in found.items() for p in paths}
+    names = {class_of(p, depth[split]) for split, paths in found.items() for p in paths}
     classes = sorted(n for n in names if n is not None)
     if config.classes == "folders" and not classes:
         raise DataError("source.classes=folders, but the images lie in no subfolders. Use source.classes=none")
@@ -178,11 +178,11 @@ def _notes(found: dict[str, list[str]], depth: dict[str, int], classes: list[str
     if unread:
         listed = ", ".join(f"{n} {suffix}" for suffix, n in sorted(unread.items()))
         notes.append(f"image formats that are not read: {listed}; convert them to png or jpg to include them")
-    loose = sum(_class_of(p, depth[s]) is None for s, paths in found.items() for p in paths) if classes else 0
+    loose = sum(class_of(p, depth[s]) is None for s, paths in found.items() for p in paths) if classes else 0
     if loose:
         notes.append(f"{loose} images lie beside the class folders and have no label")
     if classes and "train" in found:
-        trained = {_class_of(p, depth["train"]) for p in found["train"]}
+        trained = {class_of(p, depth["train"]) for p in found["train"]}
         unseen = [c for c in classes if c not in trained]
         if unseen:
             notes.append(f"{len(unseen)} classes have no training image, such as {', '.join(unseen[:5])}")
@@ -220,5 +220,5 @@ class Maker:
             return -1
         own = [p for p in self.subfolders.values() if p and path.startswith(f"{p}/")]
         depth = max((len(Path(p).parts) for p in own), default=0)
-        name = _class_of(path, depth)
+        name = class_of(path, depth)
         return -1 if name is None else self.classes[name]

@@ -43,7 +43,7 @@ class Config:
     state_at: Literal["middle", "last"] = "middle"  # frame whose state is the video's: number frames // 2, or the last
     episodes: dict[str, int] = field(default_factory=lambda: {"train": 60, "val": 10, "test": 20})  # of each split
     videos: int = 10  # most videos of an episode, one after the other; a rest too short for one is left out
-    frames: int = 16  # frames of a video
+    frames: int = 16  # frames of a video; 1: single frames, kept as images
     gap: int = 0  # frames left out between videos
     start: tuple[int, int] = (0, 0)  # fewest and most frames left out before the first video, drawn for each episode
     frame_skip: int = 1  # steps with the same action from one frame to the next, besides the environment's own
@@ -58,10 +58,10 @@ class Config:
             raise ConfigError(f"hold: allowed are 0 to below 1, got {self.hold:g}")
         if not self.episodes or not all(1 <= n <= _SPLIT for n in self.episodes.values()):
             raise ConfigError(f"episodes: give 1 to {_SPLIT} for every split, e.g. {{train: 60}}, got {self.episodes}")
-        if self.videos < 1 or self.frames < 2 or self.frame_skip < 1 or self.gap < 0 or self.fps <= 0:
+        if self.videos < 1 or self.frames < 1 or self.frame_skip < 1 or self.gap < 0 or self.fps <= 0:
             raise ConfigError(
                 f"videos={self.videos}, frames={self.frames}, frame_skip={self.frame_skip}, gap={self.gap}, "
-                f"fps={self.fps:g}: need videos and frame_skip from 1, frames from 2, gap from 0, fps above 0"
+                f"fps={self.fps:g}: need videos, frames and frame_skip from 1, gap from 0, fps above 0"
             )
         if not 0 <= self.start[0] <= self.start[1]:
             raise ConfigError(f"start: need 0 <= fewest <= most, got {list(self.start)}")
@@ -218,4 +218,5 @@ class Maker:
             small = torch.nn.functional.interpolate(packed, c.size, mode="bicubic", antialias=True)
             frames = small.permute(0, 2, 3, 1).contiguous().numpy()
         state = video[c.frames // 2 if c.state_at == "middle" else -1][1]
-        return Sample(frames, -1, number, f"{split}/{episode}/{i}", state, fps=c.fps)
+        shown = frames if c.frames > 1 else frames[0]
+        return Sample(shown, -1, number, f"{split}/{episode}/{i}", state, fps=c.fps)

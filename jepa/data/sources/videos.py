@@ -2,12 +2,15 @@
 
 CSV files are those of the video data sets: one line per video, `PATH LABEL` (V-JEPA, separated by a space) or
 `PATH,LABEL`, with or without a header; paths are relative to the folder or absolute. Labels are numbers or words.
+A JSON list of objects will do too, with the names in `id` (or as in a CSV's header) and the labels in `template` or
+`label`: the format of Something-Something.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +33,9 @@ class Config:
     path: str = ""  # the folder; give it as source.path=/my/videos
     splits: dict[str, str] | None = None  # split -> subfolder; null: train, val, test if there is a train, else none
     classes: Literal["auto", "folders", "none"] = "auto"  # auto: subfolders are classes if there are any
-    labels: str | dict[str, str] | None = None  # CSV file with labels, or one for each split; only listed videos count
+    labels: str | dict[str, str] | None = None  # CSV or JSON file, or one for each split; only listed videos count
+    folder: str = ""  # of the listed videos, below path
+    suffix: str = ""  # that listed names lack, such as .webm
     missing: Literal["error", "skip"] = "error"  # a listed video that is not there: stop, or leave it out and say so
 
     def __post_init__(self) -> None:
@@ -56,6 +61,9 @@ def open_source(config: Config) -> Source:
         raise DataError(f"source.path={config.path!r} {state}. Give a folder of {', '.join(sorted(READ))} videos")
     if config.labels is not None:
         return _listed(config, root)
+    root = root / config.folder
+    if not root.is_dir():
+        raise DataError(f"source.folder={config.folder!r}: there is no folder {root}")
     still = folder.Config(config.path, config.splits, config.classes)
     found = folder.listing(still, root, READ, "videos")
     return dataclasses.replace(
@@ -66,7 +74,9 @@ def open_source(config: Config) -> Source:
 def _listed(config: Config, root: Path) -> Source:
     assert config.labels is not None
     files = {"": config.labels} if isinstance(config.labels, str) else config.labels
-    rows = {split: _read(Path(name).expanduser(), root) for split, name in files.items()}
+    lists = {split: _list_at(root, name) for split, name in files.items()}
+    root = root / config.folder
+    rows = {split: [(f"{p}{config.suffix}", c) for p, c in _read(path, root)] for split, path in lists.items()}
     names = sorted({label for listed in rows.values() for _, label in listed if label is not None})
     numbers = [int(n) for n in names if n.isascii() and n.isdigit()]
     if len(numbers) == len(names):  # class numbers; classes that no video has still count
@@ -98,12 +108,20 @@ def _listed(config: Config, root: Path) -> Source:
     return Source(splits=dict(splits), maker=Listed(root, labels), classes=classes, notes=notes)
 
 
+def _list_at(root: Path, name: str) -> Path:
+    """A list of labels as it is given, or below the source's folder."""
+    given = Path(name).expanduser()
+    return root / given if not given.is_absolute() and not given.exists() and (root / given).exists() else given
+
+
 def _read(path: Path, root: Path) -> list[tuple[str, str | None]]:
     """(path relative to the root where it lies below it, label or None) of every line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read source.labels={path}: {error}") from None
+    if path.suffix.lower() == ".json":
+        return _objects(text, path)
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise DataError(f"source.labels={path} is empty: write one line per video, PATH,LABEL or PATH LABEL")
@@ -122,6 +140,24 @@ def _read(path: Path, root: Path) -> list[tuple[str, str | None]]:
         if name.is_absolute() and name.is_relative_to(root):
             name = name.relative_to(root)
         out.append((name.as_posix(), row[label].strip() if label is not None else None))
+    return out
+
+
+def _objects(text: str, path: Path) -> list[tuple[str, str | None]]:
+    """Names and labels of a JSON list of objects."""
+    try:
+        rows = json.loads(text)
+        assert isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    except (ValueError, AssertionError, RecursionError):
+        raise DataError(f"source.labels={path} is no JSON list of objects") from None
+    out: list[tuple[str, str | None]] = []
+    for number, row in enumerate(rows, 1):
+        name = next((row[key] for key in (*_PATH_COLUMNS, "id") if key in row), None)
+        # what a template leaves open stands in brackets
+        label = next((row[key] for key in ("template", *_LABEL_COLUMNS) if key in row), None)
+        if name is None:
+            raise DataError(f"source.labels={path}: object {number} has no id, and none of {', '.join(_PATH_COLUMNS)}")
+        out.append((str(name), None if label is None else str(label).replace("[", "").replace("]", "")))
     return out
 
 

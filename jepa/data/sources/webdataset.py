@@ -1,4 +1,4 @@
-"""Existing webdataset tars on local disks: indexed in place, or repacked into shards of our own."""
+"""Existing webdataset tars, on local disks or at URLs: indexed in place, or repacked into shards of our own."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import braceexpand
 
-from jepa.data import decode, labelmap
+from jepa.data import decode, labelmap, remote, storage
 from jepa.data.labelmap import LabelMap, MapConfig
 from jepa.data.manifest import DECODED, EXTENSIONS, VIDEOS
+from jepa.data.remote import Place, Url
 from jepa.data.sources.base import References, Sample, Source, TarSample, hashed
 from jepa.data.tarindex import Group, Tar, json_value
 from jepa.data.video.probe import Facts, probe
 from jepa.data.video.scan import decode_whole
 from jepa.errors import ConfigError, DataError
 
+Where = tuple[Place, int]  # a tar, and its size in bytes
 _MOST_TARS = 1_000_000
 _MOST_CLASSES = 1_000_000
 
@@ -58,7 +60,7 @@ def open_source(config: Config) -> Source | References:
     """The tars in place, or with `copy` a source that repacks their samples.
 
     Raises:
-        ConfigError: no pattern, or one that is not a local path.
+        ConfigError: no pattern, or one that is neither a path nor a URL that may be read.
         DataError: a pattern that matches nothing; with `copy` also a compressed or foreign file.
     """
     if not config.shards:
@@ -71,15 +73,12 @@ def open_source(config: Config) -> Source | References:
     return _repacked(config, tars, targets)
 
 
-def expand(given: str | list[str]) -> list[Path]:
+def expand(given: str | list[str]) -> list[Place]:
     """The tars that patterns name: braces are expanded, then wildcards; each tar once, sorted within a pattern."""
-    found: dict[Path, None] = {}
+    found: dict[Place, None] = {}
     for pattern in [given] if isinstance(given, str) else given:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", pattern) or "::" in pattern:
-            raise ConfigError(
-                f"source.shards={pattern!r}: only files on local disks are read, no pipes and no URLs. "
-                "Fetch the tars first, then give their path"
-            )
+        if remote.is_url(pattern):
+            remote.checked(pattern)
         ranges = re.findall(r"\{(\d+)\.\.(\d+)", pattern)
         if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > _MOST_TARS:
             raise ConfigError(f"source.shards={pattern!r} names more than {_MOST_TARS} files")
@@ -88,6 +87,9 @@ def expand(given: str | list[str]) -> list[Path]:
         except ValueError as error:
             raise ConfigError(f"source.shards={pattern!r}: {error}") from None
         for name in names:
+            if remote.is_url(name):
+                found |= dict.fromkeys(remote.listed(name) if "*" in name else [Url(name)])
+                continue
             path = Path(name).expanduser()
             matches = [path] if path.exists() else [Path(m) for m in sorted(glob.glob(str(path)))]  # noqa: PTH207
             if not matches:
@@ -224,17 +226,19 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
-def _repacked(config: Config, tars: dict[str, list[Path]], targets: list[str]) -> Source:
+def _repacked(config: Config, tars: dict[str, list[Place]], targets: list[str]) -> Source:
     tasks: dict[str, list[Any]] = {}
     bad: list[tuple[str, str]] = []
     most = -1
     for split, paths in tars.items():
         tasks[split] = []
-        for path in paths:
+        for tar in paths:
+            path = remote.local(tar)
+            where = (tar, path.stat().st_size)
             for found in Indexer(config, probing=False)(path):
                 if isinstance(found, TarSample):
                     most = max(most, found.label)
-                    tasks[split].append((str(path), found))
+                    tasks[split].append((where, found))
                 else:
                     bad.append(found)
     classes = config.classes if config.classes is not None else [str(i) for i in range(most + 1)]
@@ -242,7 +246,7 @@ def _repacked(config: Config, tars: dict[str, list[Path]], targets: list[str]) -
     return Source(dict(tasks), maker, classes, targets, unusable=bad, identity=_task_name, maps=maker.maps)
 
 
-def _task_name(task: tuple[str, TarSample]) -> str:
+def _task_name(task: tuple[Where, TarSample]) -> str:
     return str(task[1].original)  # two cuts of one picture must not end up in two splits
 
 
@@ -252,19 +256,14 @@ class Repacker:
 
     maps: dict[str, MapConfig]
 
-    def __call__(self, task: tuple[str, TarSample]) -> Sample:
-        path, found = task
+    def __call__(self, task: tuple[Where, TarSample]) -> Sample:
+        (tar, size), found = task
+        places = [(found.offset, found.length), *(place[:2] for place in found.maps)]
         try:
-            with Path(path).open("rb") as file:
-                data, *maps = (_at(file, place[0], place[1]) for place in [(found.offset, found.length), *found.maps])
+            data, *maps = (storage.read(tar, size, offset, length) for offset, length in places)
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+            raise DataError(f"cannot read {tar}: {error.strerror or error}") from None
         kinds = [labelmap.EXTENSIONS[place[2]] for place in found.maps]
         listed = zip(self.maps.items(), maps, kinds, strict=True)
         labelled = tuple(LabelMap(name, content, kind, meant) for (name, meant), content, kind in listed)
         return Sample(data, found.label, found.original, found.name, found.targets, maps=labelled)
-
-
-def _at(file: IO[bytes], offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)

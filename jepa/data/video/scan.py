@@ -1,10 +1,11 @@
-"""Which videos of a list can be used: the engine of `jepa data check`.
+"""Which videos can be used: the part of `jepa data check` that decodes them.
 
 Every video is probed and decoded from its first frame to its last, in a process of its own that is stopped when it
 takes too long. What can be said of a file:
 
     ok        every frame of its index decodes
     variable  so does this one, but its frames are not shown equally long; times are exact all the same
+    odd       it decodes, but is black, one colour, without motion, or of an odd size
     short     too few frames, too few seconds, or shorter than a clip
     lying     its header claims another length than its packets have
     slow      it was not done within the time limit
@@ -13,6 +14,7 @@ takes too long. What can be said of a file:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -22,9 +24,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from jepa.config import ClipConfig
 from jepa.data import progress
+from jepa.data.check.look import Look, digest, odd_frames, odd_shape, pattern
 from jepa.data.storage import write_atomic
 from jepa.data.video.choose import load
 from jepa.data.video.clips import fits
@@ -34,27 +40,38 @@ from jepa.data.video.probe import Facts, probe
 from jepa.data.video.source import Video, VideoError, is_video, opened, reason
 from jepa.errors import ConfigError, DataError, JepaError
 
-Status = Literal["ok", "variable", "short", "lying", "slow", "broken"]
+Status = Literal["ok", "variable", "odd", "short", "lying", "slow", "broken"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 CLEAN: tuple[Status, ...] = ("ok", "variable")  # what a clean list keeps unless told otherwise
+FINDINGS = (*STATUSES[1:], "duplicate", "near")  # what may be said of a sample, alone or beside others
 _HEAD = 400  # bytes that tell a video
 _WINDOW = 64  # files handed in ahead
+_SEEN = 4  # frames of a video that are looked at
 
 
 @dataclass(frozen=True)
 class ScanConfig:
-    """How videos are checked."""
+    """How samples are checked."""
 
     workers: int = 2  # processes
-    limit: float = 120.0  # seconds for one file
-    decode: Literal["all", "ends"] = "all"  # every frame, or only the first and the last ones (much faster)
+    limit: float = 120.0  # seconds for one sample
+    decode: Literal["all", "ends"] = "all"  # every frame of a video, or only a few (much faster)
     min_frames: int = 1  # fewer are too short
     min_seconds: float = 0.0  # less is too short
     clip: ClipConfig | None = None  # a video that this clip does not fit in is too short
+    min_side: int = 8  # pixels; a smaller picture is odd
+    max_aspect: float = 5.0  # longer side over shorter side; a longer picture is odd
+    near: int = 8  # bits of 242 by which pictures that look alike may differ; -1: not looked for
+    keep: tuple[str, ...] = ("variable", "near")  # findings that a clean list keeps
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.limit <= 0:
             raise ConfigError(f"workers={self.workers} must be at least 1 and limit={self.limit:g} above 0")
+        if self.max_aspect < 1 or not -1 <= self.near <= 32:
+            raise ConfigError(f"max_aspect={self.max_aspect:g} must be at least 1 and near={self.near} from -1 to 32")
+        unknown = [name for name in self.keep if name not in FINDINGS]
+        if unknown:
+            raise ConfigError(f"keep: {', '.join(unknown)} is no finding; there are {', '.join(FINDINGS)}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,11 @@ class Verdict:
     kind: str = ""  # of an error: see source.Kind
     facts: dict[str, Any] = field(default_factory=dict)  # frames, fps, seconds, size, codec, ...; empty if unreadable
     seconds: float = 0.0  # that the check took
+    look: Look | None = None  # what it looks like; None: it cannot be used
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "look"}
 
     @property
     def line(self) -> str:
@@ -115,14 +137,14 @@ class Report:
         values = {
             "config": asdict(self.config),
             "counts": self.counts(),
-            "videos": [asdict(v) for v in self.verdicts],
+            "videos": [v.plain() for v in self.verdicts],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def check(paths: Sequence[Path], config: ScanConfig | None = None, show: bool = False) -> Report:
-    """Check videos.
+    """Check files of videos.
 
     Args:
         show: a progress bar, if there is a terminal.
@@ -207,48 +229,83 @@ class _Check(Job):
     def __init__(self, config: ScanConfig) -> None:
         self.config = config
 
-    def run(self, task: Path) -> tuple[Facts, int, float]:
-        """The facts, the size in bytes and the seconds it took.
+    def run(self, task: Path) -> Verdict:
+        """What is to be said of a file.
 
         Raises:
             VideoError: it cannot be used, or a part of it does not decode.
         """
-        start = time.perf_counter()
-        try:
-            facts = probe(task, strict=True)
-            decode_whole(task, facts, self.config.decode)
-            return facts, task.stat().st_size, time.perf_counter() - start
-        except OSError as error:
-            raise VideoError(f"it cannot be read: {error.strerror or error}", "missing") from None
+        return look_at_video(str(task), task, self.config)
 
 
-def decode_whole(video: Video, facts: Facts, which: Literal["all", "ends"] = "all") -> None:
-    """Decode all frames of a video's index, or the first and the last.
+def look_at_video(name: str, video: Video, config: ScanConfig, own: str = "", label: int = -1) -> Verdict:
+    """Probe a video, decode it, and look at some of its frames.
+
+    Args:
+        name: for people.
+        own: its name in its source; default: `name`.
+
+    Raises:
+        VideoError: it cannot be used, or a part of it does not decode.
+    """
+    start = time.perf_counter()
+    try:
+        facts = probe(video, strict=True)
+        frames = decode_whole(video, facts, config.decode, seen=_SEEN)
+        if isinstance(video, Path):
+            size = video.stat().st_size
+            with video.open("rb") as file:
+                key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        else:
+            size, key = len(video), digest(video)
+    except OSError as error:
+        raise VideoError(f"it cannot be read: {error.strerror or error}", "missing") from None
+    look = Look(own or name, label, key, pattern_of(frames))
+    return judge(name, facts, size, config, time.perf_counter() - start, frames, look)
+
+
+def pattern_of(frames: list[Tensor]) -> bytes:
+    """The perceptual hash of a video: that of a frame from its middle, if there is anything to see."""
+    return pattern(frames[len(frames) // 2]) if frames and not odd_frames(frames[len(frames) // 2 :][:1]) else b""
+
+
+def decode_whole(video: Video, facts: Facts, which: Literal["all", "ends"] = "all", seen: int = 0) -> list[Tensor]:
+    """Decode all frames of a video's index, or only the first, the last and those that are looked at.
+
+    Returns:
+        `seen` frames spread evenly over it, (3, H, W) uint8 each, as they are stored; none at 0.
 
     Raises:
         VideoError: they do not come out of the decoder whole.
         OSError: the storage fails.
     """
+    last = len(facts) - 1
+    chosen: npt.NDArray[np.int64] = np.unique(np.linspace(0, last, seen).round().astype(np.int64))
     if which == "ends":
-        decode(video, np.unique([0, len(facts) - 1]), backend=load("pyav"), facts=facts)
-        return
+        wanted = np.unique([0, *chosen.tolist(), last])
+        found = decode(video, wanted, backend=load("pyav"), facts=facts).pixels
+        return list(found[torch.from_numpy(np.isin(wanted, chosen))])
+    ticks, kept = set(facts.timeline.ticks[chosen].tolist()), dict[int, Tensor]()
     with opened(video) as container:
         stream = next(s for s in container.streams.video if s.index == facts.stream)
         context = stream.codec_context
         context.thread_count = 1
         context.options = {"err_detect": "explode"}  # or damage is painted over
-        left, last = set(facts.timeline.ticks.tolist()), int(facts.timeline.ticks[0])
+        left, tick = set(facts.timeline.ticks.tolist()), int(facts.timeline.ticks[0])
         try:
             for packet in container.demux(stream):
                 for frame in context.decode(packet if packet.size else None):
-                    last = last if frame.pts is None else frame.pts
+                    tick = tick if frame.pts is None else frame.pts
                     if not frame.is_corrupt:
-                        left.discard(last)
+                        left.discard(tick)
+                        if tick in ticks:
+                            kept[tick] = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
         except (ArithmeticError, OSError, ValueError) as error:
-            raise VideoError(f"damaged after {_seconds(facts, last)}: {reason(error)}") from None
+            raise VideoError(f"damaged after {_seconds(facts, tick)}: {reason(error)}") from None
         if left:
             where = _seconds(facts, min(left))
             raise VideoError(f"{len(left)} of its {len(facts)} frames cannot be decoded, the first one at {where}")
+    return [kept[tick] for tick in sorted(kept)]
 
 
 def _seconds(facts: Facts, tick: int) -> str:
@@ -268,15 +325,25 @@ def verdict(name: str, result: Any, config: ScanConfig) -> Verdict:
             raise result  # not this file's fault
         status = "lying" if kind == "lying" else "broken"
         return Verdict(name, status, {status: str(result)}, kind)
-    facts, size, seconds = result
-    return judge(name, facts, size, config, seconds)
+    raise AssertionError(f"{name}: a worker answered {result!r}")
 
 
-def judge(name: str, facts: Facts, size: int, config: ScanConfig, seconds: float) -> Verdict:
+def judge(
+    name: str,
+    facts: Facts,
+    size: int,
+    config: ScanConfig,
+    seconds: float,
+    frames: list[Tensor] | None = None,
+    look: Look | None = None,
+) -> Verdict:
     """What is to be said of a video that decodes."""
     findings = _findings(facts, config)
+    strange = odd_frames(frames or []) or odd_shape(facts.height, facts.width, config.min_side, config.max_aspect)
+    if strange:
+        findings["odd"] = strange
     status = max(findings, key=STATUSES.index) if findings else "ok"
-    return Verdict(name, status, findings, "", _plain(facts, size), seconds)
+    return Verdict(name, status, findings, "", _plain(facts, size), seconds, look)
 
 
 def _findings(facts: Facts, config: ScanConfig) -> dict[Status, str]:

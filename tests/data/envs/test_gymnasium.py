@@ -199,7 +199,7 @@ def test_some_bad_episodes_are_left_out(tmp_path: Path) -> None:
         (["source.policy=tests.data.envs.worlds:wrong"], r"gave the action 'left'; tests/Light-v0 takes Discrete\(2\)"),
         (["source.state=atari"], r"source.state=atari reads the RAM of Atari games"),
         (["source.state=tests.data.envs.worlds:cart"], r"cannot be rolled out: AttributeError"),
-        (["source.frames=1"], r"frames from 2"),
+        (["source.frames=0"], r"frames and frame_skip from 1"),
         (["source.episodes.train=0"], r"episodes: give 1 to 1000000"),
         (["source.start=[3, 1]"], r"start: need 0 <= fewest <= most"),
         (["source.hold=1.0"], r"hold: allowed are 0 to below 1"),

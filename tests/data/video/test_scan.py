@@ -57,7 +57,7 @@ def test_every_file_gets_its_verdict(folder: Path, tmp_path: Path) -> None:
                      "music.mp4": "silent-picture", "text.mp4": "foreign"}  # fmt: skip
     assert found["deep/good.mp4"].facts["frames"] == 30 and found["deep/good.mp4"].facts["key_interval"] == 12
     assert "11.1 to 411.1 ms" in found["uneven.mp4"].line and "6 frames" in found["brief.mp4"].line
-    assert report.counts() == {"ok": 2, "variable": 1, "short": 1, "lying": 1, "slow": 0, "broken": 5}
+    assert report.counts() == {"ok": 2, "variable": 1, "odd": 0, "short": 1, "lying": 1, "slow": 0, "broken": 5}
     assert report.summary().startswith("10 videos: 2 ok, 1 variable, 1 short, 1 lying, 5 broken\n")
 
     assert report.write_clean(tmp_path / "lists" / "clean.txt") == 3
