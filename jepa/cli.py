@@ -345,7 +345,7 @@ app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 
 def main(arguments: list[str] | None = None, failed: Callable[[Exception], None] | None = None) -> int:
-    """Run the command line; the exit code. 2: something to put right, 130: interrupted, 75: again, 1: a bug.
+    """Run the command line; the exit code. 2: something to put right, 3: an alarm, 130 and 75: interrupted, 1: a bug.
 
     `failed` is called with the error that ends it, before that is shown.
     """
@@ -361,5 +361,5 @@ def main(arguments: list[str] | None = None, failed: Callable[[Exception], None]
         if not isinstance(error, JepaError):
             return unexpected(error)
         say("error:", str(error))
-        return 2
+        return error.code
     return flushed(0)

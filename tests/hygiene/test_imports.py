@@ -16,6 +16,7 @@ TRAINING = (
     "progress",
     "watchdog",
     "restarts",
+    "attempts",
     "record",
     "cost",
     "guard",
@@ -23,10 +24,11 @@ TRAINING = (
     "prepare",
     "launch",
     "saver",
+    "health",
 )
 ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
-    *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
+    *("methods", "optim", "checkpoint", "export", "monitor", "energy", "probe", "rollout", "plan", *TRAINING),
     *("options", "extract", "train", "slurm", "report", "bench"),
     *("doctor", "demo", "terminal", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm", "cli"),
     "__main__",
@@ -66,6 +68,7 @@ OPTIONAL = {
     "onnxscript",
     "stable_worldmodel",
     "submitit",
+    "pynvml",
 }  # extras: any file may import them where they are used
 PLATFORM = {"fcntl", "resource"}  # modules that only some operating systems have
 
