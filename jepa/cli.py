@@ -21,13 +21,28 @@ from jepa.cli_export import export
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.cli_slurm import jobs_app, submit
+from jepa.cli_watch import watch
 from jepa.errors import AGAIN, INTERRUPTED, ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
 
 # as help lists them: in the order of the job
 VERBS = (
-    *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import", "export"),
+    *(
+        "demo",
+        "data",
+        "train",
+        "watch",
+        "probe",
+        "rollout",
+        "plan",
+        "extract",
+        "report",
+        "show",
+        "inspect",
+        "import",
+        "export",
+    ),
     *("submit", "jobs", "doctor", "bench"),
 )
 
@@ -331,6 +346,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command(rich_help_panel=MAIN)(watch)
 app.command(rich_help_panel=MAIN)(rollout)
 app.command(rich_help_panel=MAIN)(plan)
 app.command(rich_help_panel=LOOK)(export)

@@ -29,8 +29,19 @@ TRAINING = (
 ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
     *("methods", "optim", "checkpoint", "export", "monitor", "energy", "probe", "rollout", "plan", *TRAINING),
-    *("options", "extract", "train", "slurm", "report", "bench"),
-    *("doctor", "demo", "terminal", "cli_bench", "cli_export", "cli_plan", "cli_rollout", "cli_slurm", "cli"),
+    *("options", "extract", "train", "slurm", "watch", "report", "bench"),
+    *(
+        "doctor",
+        "demo",
+        "terminal",
+        "cli_bench",
+        "cli_export",
+        "cli_plan",
+        "cli_rollout",
+        "cli_slurm",
+        "cli_watch",
+        "cli",
+    ),
     "__main__",
 )
 
@@ -42,6 +53,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli_plan.py": {"*"},
     "cli_rollout.py": {"*"},
     "cli_slurm.py": {"*"},
+    "cli_watch.py": {"*"},
     "options.py": {"jepa.config"},  # likewise
     "__init__.py": {"jepa.export.load"},  # jepa.load_encoder, looked up on first use
     "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without

@@ -1,0 +1,26 @@
+"""`jepa watch`: reads its arguments, calls one function, and prints what it gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jepa.options import Json
+from jepa.terminal import print_json
+
+
+def watch(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them. Default: runs.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end; so it is in a pipe.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between frames.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Runs while they go on: curves, health, throughput, ETA and events, side by side. Ctrl-C ends it."""
+    from jepa import watch as watching
+
+    folders = runs or [Path("runs")]
+    if as_json:
+        return print_json([watching.RunFolder(path).now() for path in watching.find(folders)])
+    watching.watch(folders, once=once, every=every)
