@@ -181,7 +181,7 @@ def settle(out: Path, g: Callable[[int], int]) -> None:
     rows = _rows(out / "metrics.jsonl")
     gone = [row for row in rows if left(int(row.get("step", 0)), int(row.get("attempt", 0)))]
     kept = [row for row in rows if row not in gone]
-    told = {row["attempt"] for row in kept if row.get("act") == "rollback"}
+    told = {row.get("attempt") for row in kept if row.get("act") == "rollback"}
     new = [attempt.row(g(attempt.to)) for attempt in in_force(every).made if attempt.number not in told]
     if gone:
         known = _rows(out / ABANDONED)

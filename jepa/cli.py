@@ -21,7 +21,7 @@ from jepa.cli_export import export
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.cli_slurm import jobs_app, submit
-from jepa.cli_watch import watch
+from jepa.cli_watch import serve, watch
 from jepa.errors import AGAIN, INTERRUPTED, ConfigError, JepaError
 from jepa.options import Json, Overrides, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, unexpected
@@ -257,8 +257,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: RUN/report.html.")] = None,
     device: Annotated[str, typer.Option(help="Where the encoder runs for pictures: auto, cpu, cuda, mps.")] = "auto",
+    live: Annotated[bool, typer.Option("--live", help="Serve it on this machine, made anew when runs change.")] = False,
+    port: Annotated[int, typer.Option(help="With --live; 0: any that is free.")] = 0,
 ) -> None:
     """Write one self-contained HTML file: curves, health, masks, features, probes, settings, cost."""
+    if live:
+        return serve(runs, out, device, port)
     from jepa.report import build_report
 
     typer.echo(build_report(runs, out, device))

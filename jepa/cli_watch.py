@@ -1,4 +1,4 @@
-"""`jepa watch`: reads its arguments, calls one function, and prints what it gives."""
+"""`jepa watch` and `jepa report --live`: read arguments, call one function, and print what it gives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jepa.errors import ConfigError
 from jepa.options import Json
 from jepa.terminal import print_json
 
@@ -24,3 +25,16 @@ def watch(
     if as_json:
         return print_json([watching.RunFolder(path).now() for path in watching.find(folders)])
     watching.watch(folders, once=once, every=every)
+
+
+def serve(runs: list[Path], out: Path | None, device: str, port: int) -> None:
+    """The report on a local address, until Ctrl-C."""
+    if out is not None:
+        raise ConfigError("--live serves the report and --out writes a file: give one of them")
+    from jepa.report.live import Server
+
+    with Server(runs, port, device, warn=lambda text: typer.echo(f"warning: {text}", err=True)) as server:
+        typer.echo(
+            f"{server.address} shows the report and follows the runs; only this machine can open it. Ctrl-C ends"
+        )
+        server.wait()

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,15 @@ class Meter:
     def __init__(self, device: torch.device | str = "cpu", counts: bool = True) -> None:
         """`counts`: False gives 0 always, for a second process of the same processor."""
         self.source, self._count = _counter(torch.device(device), counts)
-        self._last = self._count()
+        self._last = self._first = self._count()
+        self._began = time.perf_counter()
+
+    def cost(self) -> dict[str, Any]:
+        """Since the start, as a result file holds it: device_seconds, joules, energy_source."""
+        return {
+            "device_seconds": round(time.perf_counter() - self._began, 3),
+            "joules": round(max(0.0, self._count() - self._first), 3), "energy_source": self.source,
+        }  # fmt: skip
 
     def read(self) -> float:
         """Joules since the last reading, or since the start. Waits for nothing."""
@@ -79,17 +87,6 @@ class Spent:
     def row(self) -> dict[str, Any]:
         """As metrics."""
         return self.state()
-
-
-@contextmanager
-def metered(device: torch.device | str = "cpu") -> Iterator[dict[str, Any]]:
-    """What the block cost: the dictionary is filled at its end with seconds, joules and energy_source."""
-    cost: dict[str, Any] = {}
-    meter, began = Meter(device), time.perf_counter()
-    yield cost
-    joules = meter.read()
-    seconds = time.perf_counter() - began
-    cost |= {"device_seconds": round(seconds, 3), "joules": round(joules, 3), "energy_source": meter.source}
 
 
 def _counter(device: torch.device, counts: bool) -> tuple[Source, Counter]:
@@ -171,4 +168,4 @@ class _Rapl:
         return int(file.read_text())
 
 
-__all__ = ["Meter", "Spent", "board_watts", "metered"]
+__all__ = ["Meter", "Spent", "board_watts"]

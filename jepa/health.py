@@ -180,6 +180,8 @@ def sound(run: Watched, found: Sequence[Alarm]) -> None:
         row = run.where() | alarm.row()
         if alarm.name == "collapse":
             del row["warnings"]  # the monitor has said it
+        if alarm.act == "rollback":
+            row["act"] = "warn"  # that it went back is said by a line of its own, when it has (jepa.attempts)
         run.record.add(row)
     for alarm in found:
         if alarm.act == "stop":

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jepa
-from jepa import checkpoint, config
+from jepa import checkpoint, config, energy
 from jepa.checkpoint import Encoder, folder, layers
 from jepa.config import RunConfig
 from jepa.data import storage
@@ -73,6 +73,7 @@ def probe(
     run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
     run_config = checkpoint.read_config(path) if kept is None else kept.about.run_config()
     place = pick_device(device)
+    meter = energy.Meter(place)
     if settings.probes.frames:
         if kept is not None:
             raise ConfigError(f"probes.frames runs the model itself, and {run} holds features: give the run")
@@ -92,6 +93,7 @@ def probe(
         "device": place.type,
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - start, 2),
+        "cost": meter.cost(),
     }
     storage.write_json(out or run_dir / "probes" / f"{settings.name}.json", result)
     return result
