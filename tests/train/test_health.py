@@ -122,6 +122,25 @@ def test_killed_around_a_roll_back(point: str, step: int, tiny_data: Path, whole
     assert states[0] == states[1]
 
 
+def test_model_noise_is_of_the_attempt(tiny_data: Path, tmp_path: Path) -> None:
+    """Of a method that draws from torch's generators: the same step, weights and rates, another loss."""
+    noisy = {"name": "tests.train.outside:Mean", "noise": 1.0}
+    settings = ("train.checkpoint_every={steps: 3}", "train.keep=0", "monitor.every={steps: 0}", "data.hflip=0.0")
+    made = tiny.run_config(tiny_data, *settings, "train.duration={steps: 4}", method=noisy)
+    train(made, tmp_path / "run", quiet=True)
+    seeds = []
+    for number in range(2):
+        if number:
+            plain = config.RollbackConfig(lr=1.0, teacher=1.0)
+            attempts.make(tmp_path / "run", plain, alarm="drift", text="far.", at=4, healthy=3, spent={})
+            train(made, tmp_path / "run", quiet=True, resume=True)
+        seeds.append(attempts.in_force(attempts.read(tmp_path / "run")).seed(made.seed))
+    assert seeds == [made.seed, keyed.again(made.seed, 1)]
+    (before,) = [json.loads(x) for x in (tmp_path / "run" / attempts.ABANDONED).read_text().splitlines()]
+    after = runs.lines(tmp_path / "run")[-1]
+    assert before["step"] == after["step"] == 4 and before["lr"] == after["lr"] and before["loss"] != after["loss"]
+
+
 def test_two_processes_go_back_together(tiny_data: Path, tmp_path: Path) -> None:
     job = Job(tiny_data, tmp_path / "two", BACK, options={"monitor": Monitor})
     assert worker.run_group(worker.ranks(job, 2)) == [0, 0]
