@@ -141,8 +141,12 @@ def make(
             "with a lower optim.lr, a longer optim.warmup or a slower teacher"
         )
     folder = out / checkpoint.folder.FOLDER
-    steps = [n for n in checkpoint.steps(out) if n <= healthy]
-    to = next((n for n in reversed(steps) if checkpoint.folder.problem(folder / f"step-{n}") is None), None)
+    tried = {attempt.to for attempt in earlier}
+    steps = sorted(
+        (n for n in checkpoint.steps(out) if n <= healthy), key=lambda n: (n in tried, n if n in tried else -n)
+    )
+    # one that did not help may have been written too late: then the one before it, as far as that was kept
+    to = next((n for n in steps if checkpoint.problem(folder / f"step-{n}") is None), None)
     if to is None:
         raise AlarmError(
             f"{text} There is no usable checkpoint of step {healthy} or before, where the run was last healthy. "

@@ -1611,8 +1611,7 @@ ALARMS = (
         "roll-back: noise and masks of the model stay",
         "launch.py",
         "method.seed = start.attempts.seed(plan.config.seed)",
-        "method.seed = plan.config.seed + start.step",
-        HEALTH + "test_killed_around_a_roll_back",
+        "method.seed = plan.config.seed",
         HEALTH + "test_model_noise_is_of_the_attempt",
     ),
     one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from jepa.errors import ConfigError
 
 State = Literal["running", "finished", "quiet"]
+Curve = list[tuple[int, float]]  # step, value
 _QUIET = 60.0  # seconds without a sign of life, or ten steps where they take longer
 _DEEP = 4  # folders below a given one that runs are looked for in
 _RECENT = 20  # lines that speed is taken from
@@ -40,7 +42,7 @@ class RunFolder:
         """Read what was added. A file that was cut back, on a resume or a roll-back, is read from its start."""
         self._read_metrics()
         self._read_total()
-        self._starts = list(_starts(self.path / "restarts.jsonl"))
+        self._starts = [*_starts(self.path / "restarts.jsonl"), *_roll_backs(self.path / "attempts.jsonl")]
 
     @property
     def step(self) -> int:
@@ -84,15 +86,15 @@ class RunFolder:
 
     @property
     def happened(self) -> list[tuple[int, str, str]]:
-        """Events and starts, in the order of their steps."""
+        """Events, starts and roll-backs, in the order of their steps."""
         return sorted([*self.events, *self._starts], key=lambda event: event[0])
 
-    def curve(self, key: str) -> list[float]:
-        """Finite values of a metric, in order."""
+    def curve(self, key: str) -> Curve:
+        """Finite values of a metric, in order, each with its step."""
         rows = self.looks if key.startswith("health/") else self.lines
-        return [float(row[key]) for row in rows if is_number(row.get(key))]
+        return [(int(row["step"]), float(row[key])) for row in rows if is_number(row.get(key))]
 
-    def health(self, quantity: str) -> list[float]:
+    def health(self, quantity: str) -> Curve:
         """A quantity of the monitor, of the teacher or the only encoder."""
         keys = {k for row in self.looks for k in row if k.startswith("health/") and k.rpartition("/")[2] == quantity}
         best = min(keys, key=lambda k: ("/target/" not in k, k), default=None)
@@ -137,7 +139,7 @@ class RunFolder:
             self.looks.append(row)
         words = row.get("warnings")
         kind = str(row.get("act", "warn"))
-        for text in words if isinstance(words, list) else []:
+        for text in words if isinstance(words, list) and kind != "rollback" else []:  # that is in attempts.jsonl
             self.events.append((int(row["step"]), kind, re.sub(r"^step \d+: ", "", str(text))))
 
     def _read_total(self) -> None:
@@ -199,20 +201,33 @@ def _names(folder: Path) -> list[str]:
 
 
 def _starts(path: Path) -> Iterable[tuple[int, str, str]]:
-    """Every start after the first, but those that a roll-back's own line tells of."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    except OSError:
-        return
-    for line in lines:
-        try:
-            row = json.loads(line)
-            reason = str(row.get("reason"))
-            if not reason.startswith("roll-back"):
-                when = datetime.fromisoformat(row["time"]).astimezone().strftime("%d %b %H:%M")
+    """Every start after the first, but those by a roll-back."""
+    for row in _rows(path)[1:]:
+        reason = str(row.get("reason"))
+        if not reason.startswith("roll-back") and is_number(row.get("step")):
+            with contextlib.suppress(ValueError):
+                when = datetime.fromisoformat(str(row.get("time"))).astimezone().strftime("%d %b %H:%M")
                 yield int(row["step"]), "start", f"started again ({reason}, {when})"
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+
+
+def _roll_backs(path: Path) -> Iterable[tuple[int, str, str]]:
+    """Every roll-back, those too that a later one went behind."""
+    for row in _rows(path):
+        if is_number(row.get("at")):
+            yield int(row["at"]), "rollback", f"rolled back to step {row.get('to')}: {row.get('text')}"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            found += [row] if isinstance(row, dict) else []
+    return found
 
 
 def is_number(value: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import pairwise
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -13,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jepa.watch.read import RunFolder
+from jepa.watch.read import Curve, RunFolder
 
 PANEL = 46  # columns that a panel needs
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -84,8 +83,8 @@ def table(runs: Sequence[RunFolder], width: int) -> Table:
         event = Text(f"{sign} {happened[-1][0]}: {happened[-1][2]}", style=style) if happened else Text("")
         made.add_row(
             Text(run.name), Text(run.state, style=_STATES[run.state]), f"{run.step}/{run.total or '?'}",
-            f"{loss[-1]:.4f}" if loss else "", Text(spark(loss, 16), style="cyan"), f"{rank[-1]:.1f}" if rank else "",
-            f"{knn[-1]:.1%}" if knn else "", f"{rate[-1]:.0f}" if rate else "",
+            f"{loss[-1][1]:.4f}" if loss else "", Text(spark(loss, 16), style="cyan"),
+            f"{rank[-1][1]:.1f}" if rank else "", f"{knn[-1][1]:.1%}" if knn else "", f"{rate[-1][1]:.0f}" if rate else "",
             _time(run.eta) if run.eta is not None else "", event,
         )  # fmt: skip
     return made
@@ -111,23 +110,23 @@ def _speed(run: RunFolder) -> str:
     if run.eta is not None:
         parts.append(f"ETA {_time(run.eta)}")
     if run.step_seconds:
-        parts.append(f"{run.step_seconds:.3g} s a step")
+        parts.append(f"{run.step_seconds:.3g} s/step")
     if isinstance(last.get("lr"), float):
-        parts.append(f"lr {last['lr']:.2e}")
+        parts.append(f"lr {last['lr']:.1e}")
     if isinstance(last.get("device_seconds"), float):
-        parts.append(f"{_time(last['device_seconds'])} on devices")
+        parts.append(f"spent {_time(last['device_seconds'])}")
     if isinstance(last.get("joules"), float):
         about = "≈" if "estimated" in str(last.get("energy_source")) else ""
-        parts.append(f"{about}{last['joules'] / 3.6e6:.3g} kWh")
+        parts.append(f"{about}{_energy(last['joules'])}")
     return " · ".join(parts)
 
 
 def _curve(run: RunFolder, title: str, key: str, colour: str, form: str, width: int) -> RenderableType | None:
     kind, _, quantity = key.partition(":")
-    values = run.health(quantity) if kind == "health" and quantity else run.curve(key)
-    if not values:
+    found = run.health(quantity) if kind == "health" and quantity else run.curve(key)
+    if not found:
         return None
-    lines = draw(values, width, _ROWS)
+    lines, values = draw(found, width, _ROWS, run.step), [value for _, value in found]
     head = Text.assemble((title, "bold"), "  ", form.format(values[-1]), no_wrap=True)
     low, high = form.format(min(values)), form.format(max(values))
     head.append(f"  ({low} to {high})", style="dim")
@@ -143,27 +142,39 @@ def _events(run: RunFolder) -> list[Text]:
     return out or [Text("no events", style="dim")]
 
 
-def draw(values: Sequence[float], width: int, rows: int) -> list[str]:
-    """A curve as lines of blocks, the upper one first; the lowest value still shows one eighth of a block."""
-    bins = _bins(values, width)
-    low, high = min(bins), max(bins)
-    span = (high - low) or 1.0
-    levels = [1 + round((b - low) / span * (8 * rows - 1)) if high > low else 4 * rows for b in bins]
+def draw(curve: Curve, width: int, rows: int, last: int | None = None) -> list[str]:
+    """A curve as lines of blocks, the upper one first; the lowest value still shows one eighth of a block.
+
+    Columns are equal parts of the steps from 0 to `last` (default: the curve's), so that curves of one run lie below
+    each other whatever they are measured at.
+    """
+    columns = _columns(curve, width, max(1, curve[-1][0] if last is None else last))
+    known = [value for value in columns if value is not None]
+    low, high = min(known), max(known)
+    span = high - low
+    levels = [0 if v is None else 1 + round((v - low) / span * (8 * rows - 1)) if span else 4 * rows for v in columns]
     return ["".join(_BLOCKS[min(8, max(0, level - 8 * row))] for level in levels) for row in reversed(range(rows))]
 
 
-def spark(values: Sequence[float], width: int) -> str:
+def spark(curve: Curve, width: int) -> str:
     """A curve in one line."""
-    return draw(values, width, 1)[0] if values else ""
+    return draw(curve, width, 1)[0] if curve else ""
 
 
-def _bins(values: Sequence[float], width: int) -> list[float]:
-    """Means over equal parts where there are more values than columns; the last one stays as it is."""
-    if len(values) <= width:
-        return list(values)
-    edges = [round(i * len(values) / width) for i in range(width + 1)]
-    means = [math.fsum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    return [*means[:-1], values[-1]]
+def _columns(curve: Curve, width: int, last: int) -> list[float | None]:
+    """Means of what lies in each column, of an empty one what is before it; nothing before the first value."""
+    inside: list[list[float]] = [[] for _ in range(width)]
+    for step, value in curve:
+        inside[min(width - 1, max(0, math.ceil(step / last * width) - 1))].append(value)
+    out: list[float | None] = []
+    for values in inside:
+        out.append(math.fsum(values) / len(values) if values else out[-1] if out else None)
+    return out
+
+
+def _energy(joules: float) -> str:
+    hours = joules / 3600
+    return f"{joules:.3g} J" if hours < 0.1 else f"{hours:.3g} Wh" if hours < 1e3 else f"{hours / 1e3:.3g} kWh"
 
 
 def _time(seconds: float) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from jepa.config import HealthConfig
 from jepa.data.order import Order
 from jepa.errors import UNHEALTHY, AlarmError, ConfigError
 from jepa.health import Alarms
+from jepa.methods.base import Method
 from jepa.monitor import Monitor
 from jepa.train import train
 from tests import tiny
@@ -122,23 +123,30 @@ def test_killed_around_a_roll_back(point: str, step: int, tiny_data: Path, whole
     assert states[0] == states[1]
 
 
+class Seeds:
+    """A health check that writes down what the method's noise is keyed by."""
+
+    found: ClassVar[list[tuple[int, int]]] = []
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def run(self, method: Method, step: int) -> tuple[dict[str, float], list[str]]:
+        self.found.append((step, method.seed))
+        return {}, []
+
+
 def test_model_noise_is_of_the_attempt(tiny_data: Path, tmp_path: Path) -> None:
-    """Of a method that draws from torch's generators: the same step, weights and rates, another loss."""
-    noisy = {"name": "tests.train.outside:Mean", "noise": 1.0}
-    settings = ("train.checkpoint_every={steps: 3}", "train.keep=0", "monitor.every={steps: 0}", "data.hflip=0.0")
-    made = tiny.run_config(tiny_data, *settings, "train.duration={steps: 4}", method=noisy)
-    train(made, tmp_path / "run", quiet=True)
-    seeds = []
-    for number in range(2):
-        if number:
-            plain = config.RollbackConfig(lr=1.0, teacher=1.0)
-            attempts.make(tmp_path / "run", plain, alarm="drift", text="far.", at=4, healthy=3, spent={})
-            train(made, tmp_path / "run", quiet=True, resume=True)
-        seeds.append(attempts.in_force(attempts.read(tmp_path / "run")).seed(made.seed))
-    assert seeds == [made.seed, keyed.again(made.seed, 1)]
-    (before,) = [json.loads(x) for x in (tmp_path / "run" / attempts.ABANDONED).read_text().splitlines()]
+    settings = ("train.checkpoint_every={steps: 2}", "monitor.every={steps: 1}", "train.duration={steps: 3}")
+    made = tiny.run_config(tiny_data, *settings)
+    train(made, tmp_path / "run", quiet=True, monitor=Seeds)
+    plain = config.RollbackConfig(lr=1.0, teacher=1.0)
+    attempts.make(tmp_path / "run", plain, alarm="drift", text="far.", at=3, healthy=2, spent={})
+    train(made, tmp_path / "run", quiet=True, resume=True, monitor=Seeds)
+    assert Seeds.found == [(step, made.seed) for step in range(4)] + [(3, keyed.again(made.seed, 1))]
+    (before,) = [json.loads(x) for x in (tmp_path / "run" / attempts.ABANDONED).read_text().splitlines() if "lr" in x]
     after = runs.lines(tmp_path / "run")[-1]
-    assert before["step"] == after["step"] == 4 and before["lr"] == after["lr"] and before["loss"] != after["loss"]
+    assert before["step"] == after["step"] == 3 and before["lr"] == after["lr"] and before["loss"] != after["loss"]
 
 
 def test_two_processes_go_back_together(tiny_data: Path, tmp_path: Path) -> None:
@@ -156,7 +164,7 @@ def test_a_loss_that_is_not_finite_goes_back_until_it_has_been_enough(tiny_data:
     with pytest.raises(AlarmError, match=r"the loss became nan .* 3 roll-backs did not help, the run stops at step 8"):
         train(made, tmp_path / "run", quiet=True)
     tries = attempts.read(tmp_path / "run")
-    assert [(t.number, t.at, t.to) for t in tries] == [(1, 8, 6), (2, 8, 6), (3, 8, 6)]
+    assert [(t.number, t.at, t.to) for t in tries] == [(1, 8, 6), (2, 8, 3), (3, 8, 3)]
     assert [t.lr for t in tries] == pytest.approx([0.1, 0.01, 0.001])
     assert len({t.spent["device_seconds"] for t in tries}) == 3, "what was in vain counts"
     with pytest.raises(AlarmError):  # a resumed run does not get three more
@@ -246,6 +254,10 @@ def test_divergence_is_judged_by_the_median_of_lines_without_a_sign() -> None:
     found = [a for i, x in enumerate(losses, 1) for a in alarms.line(i, {"loss": x, "grad_norm": 1.0}, 0.0)]
     assert [(a.name, a.step, a.healthy) for a in found] == [("divergence", 34, 32), ("divergence", 38, 36)]
     assert "the loss is 50, 50.0 times its median (1)" in found[0].text
+    stays = Alarms(settings())
+    for step, loss in enumerate([1.0] * 20 + [50.0] * 40):
+        stays.line(step, {"loss": loss, "grad_norm": 1.0}, 0.0)
+    assert stays.state()["seen"]["divergence"]["row"] == 40, "losses with a sign do not move the median"
     few = Alarms(settings())
     assert not any(few.line(i, {"loss": 10.0**i, "grad_norm": 1.0}, 0.0) for i in range(1, 20)), "too few to judge by"
 

@@ -57,7 +57,7 @@ def test_a_finished_run(run: Path) -> None:
     last = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines() if '"loss":' in x][-1]
     assert "back  finished" in text and "20/20 100% · attempt 1" in text and f"loss  {last['loss']:.4f}" in text
     assert "effective rank, centred" in text and "online kNN" in text and "waiting for data" in text
-    assert "↶ 4: rolled back from step 12 to 4" in text and "≈" in text
+    assert "↶ 12: rolled back to step 4: the target" in text and "≈" in text
     assert max(map(len, text.splitlines())) <= 110
 
 
@@ -169,8 +169,12 @@ def test_no_run_there(name: str, tmp_path: Path) -> None:
 
 
 def test_curves_of_blocks() -> None:
-    assert spark([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    assert draw([0.0, 1.0], 8, 2) == [" █", "▁█"]
-    assert draw([3.0, 3.0], 8, 1) == ["▄▄"]
-    assert len(spark(list(range(1000)), 50)) == 50 and spark(list(range(1000)), 50)[-1] == "█"
+    def at(*values: float) -> list[tuple[int, float]]:
+        return list(enumerate(values, 1))
+
+    assert spark(at(0, 1, 2, 3, 4, 5, 6, 7), 8) == "▁▂▃▄▅▆▇█"
+    assert draw(at(0.0, 1.0), 2, 2) == [" █", "▁█"]
+    assert draw(at(0.0, 1.0), 8, 1) == ["   ▁▁▁▁█"], "by steps: held until the next one"
+    assert draw(at(3.0, 3.0), 4, 1, last=4) == ["▄▄▄▄"]
+    assert len(spark(at(*range(1000)), 50)) == 50 and spark(at(*range(1000)), 50)[-1] == "█"
     assert spark([], 5) == ""
