@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jepa
-from jepa import checkpoint, config, energy
+from jepa import checkpoint, config, cost, energy
 from jepa.checkpoint import folder
 from jepa.data import storage
 from jepa.methods.world import History
@@ -124,7 +124,7 @@ def plan(
         "device": place.type,
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - began, 2),
-        "cost": result.cost(journal, len(found)),
+        "cost": result.cost(journal, len(found), cost.imagine_flops(run_config, settings.planner.horizon)),
     }
     storage.write_json(out, made)
     journal.remove()

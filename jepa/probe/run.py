@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jepa
-from jepa import checkpoint, config, energy
+from jepa import checkpoint, config, cost, energy
 from jepa.checkpoint import Encoder, folder, layers
 from jepa.config import RunConfig
 from jepa.data import storage
@@ -81,6 +81,7 @@ def probe(
             found = frozen.probe_frames(path, settings, place, bar.say, bar.advance)
     else:
         found = _probe(path, run_dir, run_config, settings, kept, place, progress)
+    flops = cost.encode_flops(run_config)  # of the run's encoder; what the readers take is not counted
     result = {
         "protocol": settings.protocol,
         "suite": settings.name,
@@ -93,7 +94,7 @@ def probe(
         "device": place.type,
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - start, 2),
-        "cost": meter.cost(),
+        "cost": meter.cost() | ({"flops_per_sample": flops} if flops is not None else {}),
     }
     storage.write_json(out or run_dir / "probes" / f"{settings.name}.json", result)
     return result

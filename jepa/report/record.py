@@ -135,6 +135,8 @@ def _measured(results: Sequence[dict[str, Any]], suite: str) -> str:
     parts = [duration(found["device_seconds"])] if "device_seconds" in found else []
     parts += [f"{energy(found['joules'])}{_source(str(found.get('energy_source', '')))}"] if "joules" in found else []
     parts += [f"{number(found['model_steps'])} steps of the model"] if found.get("model_steps") else []
+    parts += [f"{number(found['flops'])} operations in them"] if found.get("flops") else []
+    parts += [f"{number(found['flops_per_sample'])} operations a sample"] if found.get("flops_per_sample") else []
     return ", ".join(parts) or "—"
 
 

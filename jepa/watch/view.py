@@ -84,8 +84,8 @@ def table(runs: Sequence[RunFolder], width: int) -> Table:
         made.add_row(
             Text(run.name), Text(run.state, style=_STATES[run.state]), f"{run.step}/{run.total or '?'}",
             f"{loss[-1][1]:.4f}" if loss else "", Text(spark(loss, 16), style="cyan"),
-            f"{rank[-1][1]:.1f}" if rank else "", f"{knn[-1][1]:.1%}" if knn else "", f"{rate[-1][1]:.0f}" if rate else "",
-            _time(run.eta) if run.eta is not None else "", event,
+            f"{rank[-1][1]:.1f}" if rank else "", f"{knn[-1][1]:.1%}" if knn else "",
+            f"{rate[-1][1]:.0f}" if rate else "", _time(run.eta) if run.eta is not None else "", event,
         )  # fmt: skip
     return made
 

@@ -18,7 +18,6 @@ TRAINING = (
     "restarts",
     "attempts",
     "record",
-    "cost",
     "guard",
     "sharding",
     "prepare",
@@ -28,7 +27,7 @@ TRAINING = (
 )
 ORDER = (
     *("errors", "keyed", "resources", "strict", "config", "phases", "data", "masks", "nn", "losses", "ema"),
-    *("methods", "optim", "checkpoint", "export", "monitor", "energy", "probe", "rollout", "plan", *TRAINING),
+    *("methods", "optim", "checkpoint", "export", "monitor", "energy", "cost", "probe", "rollout", "plan", *TRAINING),
     *("options", "extract", "train", "slurm", "watch", "report", "bench"),
     *(
         "doctor",

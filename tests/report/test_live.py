@@ -106,6 +106,7 @@ def test_differences_and_outcomes_side_by_side(runs: Runs, back: Path, tmp_path:
 def test_what_probes_cost_is_told(runs: Runs) -> None:
     (cost,) = summary(runs.first)["probe_cost"].values()
     assert cost["device_seconds"] > 0 and cost["joules"] > 0 and cost["energy_source"] in ("rapl", "estimated")
+    assert cost["flops_per_sample"] > 1e4
 
 
 def test_units_of_energy() -> None:
