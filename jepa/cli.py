@@ -23,13 +23,28 @@ from jepa.cli_export import export
 from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.cli_slurm import jobs_app, submit
+from jepa.cli_watch import serve, watch
 from jepa.errors import AGAIN, INTERRUPTED, ConfigError, JepaError
 from jepa.options import Json, Overrides, complete, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, set_up_logging, unexpected
 
 # as help lists them: in the order of the job
 VERBS = (
-    *("demo", "data", "train", "probe", "rollout", "plan", "extract", "report", "show", "inspect", "import", "export"),
+    *(
+        "demo",
+        "data",
+        "train",
+        "watch",
+        "probe",
+        "rollout",
+        "plan",
+        "extract",
+        "report",
+        "show",
+        "inspect",
+        "import",
+        "export",
+    ),
     *("submit", "jobs", "doctor", "bench"),
 )
 
@@ -186,8 +201,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: RUN/report.html.")] = None,
     device: Annotated[str, typer.Option(help="Where the encoder runs for pictures: auto, cpu, cuda, mps.")] = "auto",
+    live: Annotated[bool, typer.Option("--live", help="Serve it on this machine, made anew when runs change.")] = False,
+    port: Annotated[int, typer.Option(help="With --live; 0: any that is free.")] = 0,
 ) -> None:
     """Write one self-contained HTML file: curves, health, masks, features, probes, settings, cost."""
+    if live:
+        return serve(runs, out, device, port)
     from jepa.report import build_report
 
     typer.echo(build_report(runs, out, device))
@@ -270,6 +289,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command(rich_help_panel=MAIN)(watch)
 app.command(rich_help_panel=MAIN)(rollout)
 app.command(rich_help_panel=MAIN)(plan)
 app.command(rich_help_panel=LOOK)(export)
@@ -284,7 +304,7 @@ app.add_typer(bench_app, name="bench", rich_help_panel=TOOLS)
 
 
 def main(arguments: list[str] | None = None, failed: Callable[[Exception], None] | None = None) -> int:
-    """Run the command line; the exit code. 2: something to put right, 130: interrupted, 75: again, 1: a bug.
+    """Run the command line; the exit code. 2: something to put right, 3: an alarm, 130 and 75: interrupted, 1: a bug.
 
     `failed` is called with the error that ends it, before that is shown.
     """
@@ -302,5 +322,5 @@ def main(arguments: list[str] | None = None, failed: Callable[[Exception], None]
         if verbosity.verbose():
             traceback.print_exception(error)
         say("error:", str(error))
-        return 2
+        return error.code
     return flushed(0)

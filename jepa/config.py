@@ -186,6 +186,86 @@ class MonitorConfig:
     split: str | None = "val"  # split the kNN queries come from; null or missing: no kNN
 
 
+Act = Literal["ignore", "warn", "stop", "rollback"]  # what an alarm leads to
+
+
+@dataclass(frozen=True)
+class CollapseAlarm:
+    """Embeddings of different images become alike; by the monitor, of the teacher or the only encoder."""
+
+    act: Act = "warn"  # ignore, warn, stop, or rollback to the last healthy checkpoint
+    rank: float = 0.4  # the tokens' effective rank below so much of its highest value is a sign
+    cosine: float = 0.99  # so is a mean cosine of two images above this, with a spread below `rank` of its highest
+    looks: int = 2  # signs in so many looks in a row sound the alarm
+
+
+@dataclass(frozen=True)
+class DivergenceAlarm:
+    """The loss or the gradient grows; one that is not finite always stops the run, or rolls it back."""
+
+    act: Act = "warn"  # ignore, warn, stop, or rollback to the last healthy checkpoint
+    loss: float = 3.0  # a loss above so many times the median of earlier lines is a sign
+    grad_norm: float = 30.0  # so is such a gradient norm
+    window: int = 100  # lines of metrics that the medians look back at; nothing is judged before 20
+    lines: int = 2  # signs in so many lines in a row sound the alarm
+
+
+@dataclass(frozen=True)
+class DeadAlarm:
+    """Dimensions of the embedding that are the same for every image; by the monitor."""
+
+    act: Act = "warn"  # ignore, warn, stop, or rollback to the last healthy checkpoint
+    share: float = 0.5  # a share of dead dimensions above this is a sign
+    looks: int = 2  # signs in so many looks in a row sound the alarm
+
+
+@dataclass(frozen=True)
+class DriftAlarm:
+    """The teacher's weights are far from the student's; by the monitor."""
+
+    act: Act = "warn"  # ignore, warn, stop, or rollback to the last healthy checkpoint
+    distance: float = 0.5  # |teacher - student| / |student| above this is a sign
+    looks: int = 2  # signs in so many looks in a row sound the alarm
+
+
+@dataclass(frozen=True)
+class StarvationAlarm:
+    """Most of a step's time goes by in waiting for data."""
+
+    act: Literal["ignore", "warn", "stop"] = "warn"  # a roll-back would not make data come faster
+    wait: float = 0.5  # a share of waiting above this is a sign
+    lines: int = 5  # signs in so many lines in a row sound the alarm
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """What is different after a roll-back; data order, crops, masks and noise get other random numbers too."""
+
+    lr: float = 0.5  # factor on the learning rate, each time
+    teacher: float = 0.5  # factor on 1 - momentum, each time: a slower teacher
+    most: int = 3  # roll-backs of a run; the next alarm stops it
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """Alarms: what counts as unhealthy, and what to do about it."""
+
+    collapse: CollapseAlarm = field(default_factory=CollapseAlarm)  # embeddings become alike
+    divergence: DivergenceAlarm = field(default_factory=DivergenceAlarm)  # loss or gradient grows
+    dead: DeadAlarm = field(default_factory=DeadAlarm)  # dimensions without a use
+    drift: DriftAlarm = field(default_factory=DriftAlarm)  # the teacher is left behind
+    starvation: StarvationAlarm = field(default_factory=StarvationAlarm)  # data comes too slowly
+    rollback: RollbackConfig = field(default_factory=RollbackConfig)  # what a roll-back changes
+
+    def __post_init__(self) -> None:
+        for name in ("collapse", "divergence", "dead", "drift", "starvation", "rollback"):
+            for key, value in vars(getattr(self, name)).items():
+                wrong = not isinstance(value, str) and (value < 0 if key == "most" else value <= 0)
+                if wrong or (name == "rollback" and key in ("lr", "teacher") and value > 1):
+                    allowed = {"most": "0 or more", "lr": "above 0, at most 1", "teacher": "above 0, at most 1"}
+                    raise ConfigError(f"{name}.{key}: got {value:g}, allowed: {allowed.get(key, 'above 0')}")
+
+
 @dataclass(frozen=True)
 class PhaseConfig:
     """A further part of the run, after the main one. Its sections hold only what differs from the main part's."""
@@ -210,6 +290,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)  # AdamW and its schedules
     train: TrainConfig = field(default_factory=TrainConfig)  # the loop
     monitor: MonitorConfig = field(default_factory=MonitorConfig)  # health while training
+    health: HealthConfig = field(default_factory=HealthConfig)  # alarms, and what they lead to
     phases: dict[str, PhaseConfig | None] = field(default_factory=dict)  # what follows the main part; null: left out
 
     def __post_init__(self) -> None:
@@ -275,7 +356,7 @@ def to_yaml(config: Any) -> str:
 
 
 __all__ = [
-    "MAIN_PHASE", "ClipConfig", "DataConfig", "Duration", "GuardConfig", "MixConfig", "MonitorConfig", "OptimConfig",
-    "PhaseConfig", "RunConfig", "StepsConfig", "TrainConfig", "build", "convert", "load", "merge", "override",
-    "read", "read_yaml", "to_dict", "to_yaml", "unknown_key",
+    "MAIN_PHASE", "ClipConfig", "CollapseAlarm", "DataConfig", "Duration", "GuardConfig", "HealthConfig", "MixConfig",
+    "MonitorConfig", "OptimConfig", "PhaseConfig", "RollbackConfig", "RunConfig", "StepsConfig", "TrainConfig", "build",
+    "convert", "load", "merge", "override", "read", "read_yaml", "to_dict", "to_yaml", "unknown_key",
 ]  # fmt: skip

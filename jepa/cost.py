@@ -1,4 +1,4 @@
-"""What training costs, counted rather than looked up: floating-point operations of one optimiser step of any method.
+"""What models cost, counted rather than looked up: floating-point operations of any method.
 
 The method is built on the meta device (real sizes, no memory, no arithmetic) and its forward and backward are run
 there under torch's operation counter. So an outside method is counted too, and so is whatever a method computes in
@@ -8,6 +8,7 @@ activations, softmax, the optimiser, and what a kernel or activation checkpointi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import fmean
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jepa.config import RunConfig
 from jepa.data import Batch
 from jepa.methods import base
-from jepa.methods.world import WorldModel
+from jepa.methods.world import History, State, WorldModel
 
 _DRAWS = 2  # block sizes differ from step to step, so a few steps are counted
 
@@ -45,6 +46,45 @@ def step_flops(config: RunConfig) -> float | None:
     return total
 
 
+def encode_flops(config: RunConfig) -> float | None:
+    """Operations of the frozen encoder on one sample of the main source's size; None where they cannot be counted."""
+    with torch.device("meta"):
+        method = base.create(config.method, config.data.size).to("meta").eval()
+    x = torch.empty(1, 3, *config.data.size, device="meta")
+    return _counted(lambda: method.encode(x))
+
+
+def imagine_flops(config: RunConfig, horizon: int = 1) -> float | None:
+    """Operations of one step of one future that a world model imagines, the mean over so many steps from one frame.
+
+    None for other methods, and where they cannot be counted.
+    """
+    with torch.device("meta"):
+        method = base.create(config.method, config.data.size).to("meta").eval()
+    if not isinstance(method, WorldModel):
+        return None
+    shapes = method.needs()
+    width = shapes["action"][-1]
+    proprio = torch.empty(1, 1, shapes["proprio"][-1], device="meta") if "proprio" in shapes else None
+    seen = torch.empty(1, 1, 3, *config.data.image_size, device="meta")
+    history = History(seen, torch.empty(1, 0, width, device="meta"), proprio)
+    actions = torch.empty(1, 1, horizon, width, device="meta")
+    states: list[State] = []
+    if _counted(lambda: states.append(method.observe(history))) is None:
+        return None
+    total = _counted(lambda: method.imagine(states[0], actions))
+    return total / horizon if total is not None else None
+
+
+def _counted(act: Callable[[], object]) -> float | None:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        try:
+            act()
+        except (RuntimeError, NotImplementedError):  # it looks at values, which the meta device has none of
+            return None
+    return float(counter.get_total_flops())
+
+
 def _source_flops(method: base.Method, seed: int, size: tuple[int, ...], source: int) -> float | None:
     """Operations for one sample of one source."""
     x = torch.empty(2, 3, *size, device="meta")
@@ -68,4 +108,4 @@ def _source_flops(method: base.Method, seed: int, size: tuple[int, ...], source:
     return fmean(counts) / len(x)
 
 
-__all__ = ["step_flops"]
+__all__ = ["encode_flops", "imagine_flops", "step_flops"]

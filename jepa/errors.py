@@ -3,10 +3,13 @@
 INTERRUPTED = 130  # stopped by Ctrl-C or SIGTERM, everything saved; what shells call it
 AGAIN = 75  # stopped by SIGUSR2, everything saved, wants to be started again; EX_TEMPFAIL of sysexits.h
 HUNG = 124  # ended by the watchdog; as timeout(1) ends
+UNHEALTHY = 3  # stopped by an alarm of `health`: the same steps again would not help
 
 
 class JepaError(Exception):
     """Base of every error the command line prints as one clear message, without a traceback."""
+
+    code = 2  # what the command line exits with
 
 
 class ConfigError(JepaError):
@@ -27,3 +30,9 @@ class TrainingError(JepaError):
 
 class DivergedError(TrainingError):
     """A run whose loss or weights are not finite, or jump for good: doing the same steps again would not help."""
+
+
+class AlarmError(DivergedError):
+    """A run that an alarm of its `health` section has stopped."""
+
+    code = UNHEALTHY

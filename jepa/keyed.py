@@ -74,3 +74,8 @@ def generator(stream: str, seed: int, *index: int) -> np.random.Generator:
     """A numpy generator for bulk draws (permutations) keyed by (stream, seed, indices)."""
     digest = hashlib.blake2b(repr((stream, seed, *index)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def again(seed: int, attempt: int) -> int:
+    """The seed of a run, or of one of its sources, after its roll-back number `attempt` (0: before any)."""
+    return int(words("attempt", seed, attempt, 1)[0, 0]) if attempt else seed

@@ -25,7 +25,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from jepa import checkpoint, environment, optim, phases, rundir, sharding, world
+from jepa import attempts, checkpoint, environment, optim, phases, rundir, sharding, world
 from jepa.config import MAIN_PHASE, Duration, RunConfig, to_dict
 from jepa.errors import CheckpointError, ConfigError, DivergedError, JepaError, TrainingError
 from jepa.masks import Masks
@@ -70,6 +70,8 @@ class Start:
     resumed: bool = False  # optimiser state and step too
     step: int = 0  # steps done by then, of a resumed run
     notes: tuple[str, ...] = ()  # sentences for the user
+    why: str = ""  # where the run itself knows why it starts again
+    attempts: attempts.Attempts = attempts.Attempts()  # noqa: RUF009 - frozen; roll-backs that count from here on
 
 
 def planned(
@@ -93,14 +95,17 @@ def planned(
 def begin(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | str | None) -> Start:
     """Decide where the run starts and make the folder ready. Rank 0 does, under the lock; the others are told.
 
-    Raises:
-        ConfigError, CheckpointError: see `look`.
+    Raises: see `look`.
     """
     if plan.rank != 0:
         return Start()
+    if resume:
+        attempts.settle(out, plan.g)
     start = look(plan, out, resume, extend, init_from)
     if start.resumed:
+        start = dataclasses.replace(start, attempts=attempts.resumed(out, start.step))
         rundir.cut_back(out, start.step if start.step else -1)  # the health check of step 0 is made again
+        attempts.settle(out, plan.g)  # the line of a roll-back to step 0 stays
     return start
 
 
@@ -302,7 +307,7 @@ def build(plan: Plan, accelerator: Accelerator, start: Start) -> Built:
     # of the sizes that the weights to load were last used at: their tables of positions are of those
     made_for = plan.after(int(state["step"])).config if state else plan.config
     method = checkpoint.create(made_for).to(plan.dtype).train()
-    method.seed = plan.config.seed
+    method.seed = start.attempts.seed(plan.config.seed)
     method.expect([base.kind_of(source.data.config.size) for source in plan.stages[0].sources])
     if start.checkpoint is not None:
         checkpoint.load_model(start.checkpoint, method)

@@ -7,13 +7,14 @@ import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from jepa import cost, environment, optim, phases, rundir, sharding
+from jepa import cost, environment, optim, phases, restarts, rundir, sharding
 from jepa.config import MAIN_PHASE, RunConfig
 from jepa.data import TrainData, mix
 from jepa.errors import ConfigError, JepaError
@@ -97,6 +98,11 @@ class Plan:
         """Samples of the main source seen after so many steps."""
         return self.after(steps).phase.g(steps)
 
+    def first(self, step: int) -> dict[str, int]:
+        """By source, the g of the first sample of `step` (0-based)."""
+        phase = self.at(step).phase
+        return {n: phase.first[n] + (step - phase.span.start) * b for n, b in phases.batches(phase.config).items()}
+
     def where(self, steps: int) -> dict[str, Any]:
         """How a line of metrics after so many steps begins; it names the phase where a run has several."""
         named = {"phase": self.after(steps).name} if len(self.stages) > 1 else {}
@@ -110,6 +116,14 @@ class Plan:
                 return {}
             total += stage.step_flops * max(0, min(steps, stage.stop) - stage.start)
         return {"flops": total}
+
+    def announce(self, out: Path, device: torch.device, step: int, why: str = "") -> restarts.Tally:
+        """Write down that the run starts after `step` steps: from here on there is one in this folder."""
+        rundir.write_config(out, self.config)
+        rundir.write_environment(out, environment.record(device, self.precision, self.world))
+        if step >= self.total_steps:  # a finished run has nothing to start
+            return restarts.Tally()
+        return restarts.record(out, step, self.world, why)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done every so many steps is due after `step` steps; always at the end of a phase."""
@@ -161,6 +175,7 @@ def validate(config: RunConfig, place: tuple[int, environment.Resolved] | None =
         raise ConfigError(f"train.keep: got {settings.keep}, allowed: 0 (keep all) or more")
     if settings.keep_best is not None and not steps(config.monitor.every):
         raise ConfigError(f"train.keep_best={settings.keep_best} needs health checks: set monitor.every")
+    _check_alarms(config, bool(steps(config.monitor.every)))
     stages: list[Stage] = []
     for phase in phases.layout(config, size):
         with _named(phase.name):
@@ -301,6 +316,13 @@ def _check_change(run: RunConfig, config: RunConfig) -> None:
             f"{', ...' if len(different) > 3 else ''}), which one optimiser cannot: keep the number of mask specs and "
             "what decides the shape of weights"
         )
+
+
+def _check_alarms(config: RunConfig, looks: bool) -> None:
+    for name in ("collapse", "dead", "drift"):
+        act = getattr(config.health, name).act
+        if act in ("stop", "rollback") and not looks:
+            raise ConfigError(f"health.{name}.act={act} needs health checks: set monitor.every")
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

@@ -60,8 +60,8 @@ def tally(out: Path) -> Tally:
     return Tally(max(0, len(rows) - 1), sum(int(row.get("lost", 0)) for row in rows))
 
 
-def record(out: Path, step: int, world: int) -> Tally:
-    """Write down that the run starts now, after `step` steps, on `world` processes.
+def record(out: Path, step: int, world: int, why: str = "") -> Tally:
+    """Write down that the run starts now, after `step` steps, on `world` processes; `why` if the run knows itself.
 
     Raises:
         TrainingError: disk full or not writable.
@@ -74,7 +74,7 @@ def record(out: Path, step: int, world: int) -> Tally:
         lines.add({
             "attempt": len(rows) + 1,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "reason": _reason(rows),
+            "reason": why or _reason(rows),
             "step": step,
             "lost": max(0, done - step) if done is not None else 0,
             "nodes": nodes(),

@@ -6,6 +6,7 @@ RUN/trace-rankR.jsonl  with tracing on: one line per sample
 RUN/checkpoints/       see jepa.checkpoint
 RUN/environment.json   where it was started, newest start last
 RUN/restarts.jsonl     see jepa.restarts; RUN/.step: steps done, see jepa.watchdog
+RUN/attempts.jsonl     roll-backs, and RUN/abandoned.jsonl: lines of metrics they left behind, see jepa.attempts
 RUN/.lock              held while a process trains
 """
 
@@ -55,6 +56,7 @@ MAY_CHANGE = (
     "train.step_seconds",
     "train.collective_seconds",
     "monitor.*",
+    "health.*",
 )
 MAY_CHANGE_INEXACT = (
     "train.micro_batch",
@@ -216,7 +218,7 @@ def write_environment(run_dir: Path, facts: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    with _storage(path):
+    with storing(path):
         storage.write_atomic(path, text.encode())
 
 
@@ -234,13 +236,13 @@ class Lines:
             TrainingError: disk full or not writable.
         """
         left = memoryview("".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows).encode())
-        with _storage(self._path):
+        with storing(self._path):
             while left:
                 left = left[self._stream.write(left) :]
 
     def sync(self) -> None:
         """Onto the disk, so that a checkpoint written next never outlives the lines before it."""
-        with _storage(self._path):
+        with storing(self._path):
             os.fsync(self._stream.fileno())
 
     def close(self) -> None:
@@ -248,7 +250,8 @@ class Lines:
 
 
 @contextmanager
-def _storage(path: Path) -> Iterator[None]:
+def storing(path: Path) -> Iterator[None]:
+    """Complaints of the storage as words for the user."""
     try:
         yield
     except OSError as error:

@@ -70,13 +70,19 @@ class Saver:
         return self.out / checkpoint.folder.FOLDER / f"step-{step}"
 
     def save(
-        self, step: int, state: Callable[[], Mapping[str, Any]], config: RunConfig, sync: Callable[[], None]
+        self,
+        step: int,
+        state: Callable[[], Mapping[str, Any]],
+        config: RunConfig,
+        sync: Callable[[], None],
+        healthy: int | None = None,
     ) -> None:
         """A checkpoint of this step, unless there is one. Every rank raises what rank 0 could not do.
 
         Args:
             state: what a resumed run needs besides weights and optimiser state.
             sync: done on rank 0 before; brings onto the disk what a checkpoint must not outlive.
+            healthy: steps after which all was well: the newest checkpoint of then is kept, to go back to.
 
         Raises:
             TrainingError: weights that are not finite, a full disk; with background writes also that of an earlier one.
@@ -111,31 +117,32 @@ class Saver:
                 prepare()
                 take()
             assert kept is not None, "nothing was taken"
-            self._write(kept)
+            self._write(kept, healthy)
 
         if self._background or shared:
             take()
         if self._thread is not None:
             assert kept is not None, "nothing was taken"
-            slot.write = self._thread.submit(self._attempt, kept)
+            slot.write = self._thread.submit(self._attempt, kept, healthy)
             self._slots.reverse()
         elif not self._background:
             launch.everywhere(self.accelerator, self.main, write)
         self._asked = f"step-{step}"
 
-    def _attempt(self, snapshot: checkpoint.Snapshot) -> Path:
+    def _attempt(self, snapshot: checkpoint.Snapshot, healthy: int | None) -> Path:
         """In the thread. After a failure nothing more is written."""
         if self._failure is not None:
             raise self._failure
         try:
-            return self._write(snapshot)
+            return self._write(snapshot, healthy)
         except BaseException as error:
             self._failure = error
             raise
 
-    def _write(self, snapshot: checkpoint.Snapshot) -> Path:
+    def _write(self, snapshot: checkpoint.Snapshot, healthy: int | None) -> Path:
         train, best = self.plan.config.train, snapshot.state.get("best")
-        stay = (*self.plan.ends, *([int(best["step"])] if best else []))
+        stay = [*self.plan.ends, *([int(best["step"])] if best else [])]
+        stay += [n for n in checkpoint.steps(self.out) if n <= (-1 if healthy is None else healthy)][-1:]
         self.good = checkpoint.write(
             self.out, snapshot, keep=train.keep, keep_every=self.plan.keep_every, keep_at=stay
         )  # fmt: skip

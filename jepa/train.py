@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa import environment, launch, optim, restarts, rundir, sharding
+from jepa import environment, health, launch, optim, restarts, rundir, sharding
 from jepa.config import Duration, RunConfig
 from jepa.data import Batch, mix
+from jepa.energy import Spent
 from jepa.guard import Guard, follow
 from jepa.interrupt import Agreement, Interrupts
 from jepa.launch import HealthCheck, Result
@@ -34,6 +35,8 @@ from jepa.progress import Clock, Display, Window
 from jepa.record import Record
 from jepa.saver import Saver
 from jepa.watchdog import Watchdog
+
+Options = tuple[Callable[..., HealthCheck] | None, bool, bool]  # monitor, trace, quiet: see `train`
 
 
 def train(
@@ -60,7 +63,7 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError: found before anything is started.
-        TrainingError: the run cannot go on (loss not finite, disk full, too many bad samples).
+        TrainingError: the run cannot go on (loss not finite, disk full, too many bad samples, an alarm).
     """
     out = Path(out)
     plan, resume = launch.planned(config, out, resume, extend, init_from), resume or extend is not None
@@ -68,27 +71,25 @@ def train(
     with lock, Interrupts() as interrupts:
         start = launch.begin(plan, out, resume, extend is not None, init_from)
         with launch.accelerator(plan, out) as accelerator:
-            run = Run(plan, out, accelerator, launch.agree(accelerator, start), interrupts, monitor, trace, quiet)
-            with run.display, contextlib.closing(run.record), contextlib.closing(run.saver), run.watchdog:
-                return run.go()
+            start = launch.agree(accelerator, start)
+            while True:
+                run = Run(plan, out, accelerator, start, interrupts, (monitor, trace, quiet))
+                with run.display, contextlib.closing(run.record), contextlib.closing(run.saver), run.watchdog:
+                    ended, spent = health.watched(run), run.spent.state()
+                if isinstance(ended, Result):
+                    return ended
+                del run  # its weights, before there are others
+                start = health.roll_back(plan, out, accelerator, ended, spent)
 
 
 class Run:
     """A run in progress. `step` counts optimiser steps done; step k (0-based) trains on g in [k B, (k + 1) B)."""
 
     def __init__(
-        self,
-        plan: Plan,
-        out: Path,
-        accelerator: Any,
-        start: launch.Start,
-        interrupts: Interrupts,
-        monitor: Callable[..., HealthCheck] | None = None,
-        trace: bool = False,
-        quiet: bool = False,
+        self, plan: Plan, out: Path, accelerator: Any, start: launch.Start, interrupts: Interrupts, options: Options
     ) -> None:
-        self.plan, self.out, self.monitor = plan, out, monitor
-        self.accelerator = accelerator
+        self.plan, self.out, self.accelerator = plan, out, accelerator
+        self.monitor, trace, quiet = options
         self.device, self.main = accelerator.device, accelerator.is_main_process
         built = launch.build(plan, accelerator, start)
         self.method, self.wrapped, self.optimizer, state = built.method, built.wrapped, built.optimizer, built.state
@@ -96,12 +97,13 @@ class Run:
         self.step = int(state.get("step", 0))
         self.stopping = Agreement(interrupts, accelerator, self.step)
         self.watchdog = Watchdog(out, plan.rank, plan.config.train.step_seconds, self.step)
-        self.device_seconds = float(state.get("device_seconds", 0.0))
-        self.skipped = int(state.get("skipped", 0))
+        self.attempts, self.skipped = start.attempts, int(state.get("skipped", 0))
+        self.spent = Spent(accelerator, self.attempts.spent(state))
         resumed = start.checkpoint if start.resumed else None
         self.saver = Saver(plan, out, accelerator, self.method, self.optimizer, resumed, state.get("best"))
         self.window, self.clock = Window(self.device, state.get("window")), Clock()
         self.guard = Guard(plan.config.train.guard, self.device, state.get("guard"))
+        self.alarms = health.Alarms(plan.config.health, state.get("alarms"))
         self.display = Display(plan.total_steps, self.step, shown=self.main and not quiet)
         for note in (*start.notes, *sharding.notes(plan.config, plan.world)):
             self.display.say(note, "yellow")
@@ -109,11 +111,7 @@ class Run:
         if resumed is None:  # a full disk or a read-only folder shows now, not an epoch later
             self.save()
             self.saver.finish()
-        if self.main:
-            rundir.write_config(out, plan.config)  # from here on there is a run in this folder
-            rundir.write_environment(out, environment.record(self.device, plan.precision, plan.world))
-        starting = self.main and self.step < plan.total_steps  # a finished run has nothing to start
-        self.tally = restarts.record(out, self.step, plan.world) if starting else restarts.Tally()
+        self.tally = plan.announce(out, self.device, self.step, start.why) if self.main else restarts.Tally()
         self.record = Record(out, accelerator, self.display, trace)
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -129,10 +127,9 @@ class Run:
             stopped = self.go_through()
         self.save()
         self.saver.finish()
-        result = Result(self.out, self.step, plan.total_steps, self.saver.path(self.step), self.stopping.again)
-        if result.stopped:
-            self.display.stopped(self.step, result.checkpoint, self.out)
-        return result
+        if self.step < plan.total_steps:
+            self.display.stopped(self.step, self.saver.path(self.step), self.out)
+        return Result(self.out, self.step, plan.total_steps, self.saver.path(self.step), self.stopping.again)
 
     def enter(self, stage: Stage) -> None:
         """Put a phase's settings and sizes in force; weights, teacher and optimiser state stay as they are."""
@@ -142,7 +139,8 @@ class Run:
         self.watchdog.expect_slow()
         self.method.enter(base.resolve(stage.config.method)[1], stage.config.data.size)
         self.method.checkpoint_blocks(stage.config.train.activation_checkpointing)
-        self.sources = mix.streams(stage.config, plan.world, self.out, stage.phase.shifts)
+        again = self.attempts.first(plan.first)
+        self.sources = mix.streams(stage.config, plan.world, self.out, stage.phase.shifts, again)
         self.samplers = [self.method.sampler(s.seed, s.data.config.size) for s in self.sources]
         self.health_check = None
         if self.monitor is not None and (self.main or sharding.sharded(self.method)):
@@ -153,6 +151,7 @@ class Run:
             if stage.config.train.compile:
                 torch.compiler.reset()  # traced once more for the new sizes, instead of for any size
             self.guard.forget()
+            self.alarms.forget()
 
     def go_through(self) -> bool:
         """Train to the end of the phase. Returns whether a signal asked to stop before."""
@@ -173,7 +172,7 @@ class Run:
     def begin_step(self) -> None:
         """Put the step's rates in force and draw its masks."""
         plan, step = self.plan, self.step
-        self.values = self.stage.values(step, self.method)
+        self.values = self.attempts.changed(self.stage.values(step, self.method))
         optim.apply(self.optimizer, self.values)
         # full() runs on the device; tensor(..., device=...) would copy from the host and wait for it
         self.schedule = {k: torch.full((), v, dtype=plan.dtype, device=self.device) for k, v in self.values.items()}
@@ -181,7 +180,7 @@ class Run:
             draw(step, s.numbers(step, plan.rank, plan.world)) if draw is not None else None
             for draw, s in zip(self.samplers, self.sources, strict=True)
         ]
-        launch.seed_noise(self.config.seed, step, plan.rank, self.device)
+        launch.seed_noise(self.method.seed, step, plan.rank, self.device)
 
     def micro_step(self, batch: Batch) -> None:
         """Forward and backward; gradients add up to those of the step's whole batch."""
@@ -229,14 +228,15 @@ class Run:
             TrainingError: the loss is not finite, or the guard skipped too many steps.
         """
         steps, guarded = self.window.steps, self.guard.figures()
-        vector = self.window.vector(float(self.saver.failed), norm, *self.stopping.given(self.step), *guarded)
+        told = (float(self.saver.failed), *self.spent.given(), *self.stopping.given(self.step))
+        vector = self.window.vector(norm, *told, *guarded)
         numbers: list[float] = self.accelerator.reduce(vector, reduction="mean").tolist()
-        means, (failed, grad_norm, *asked) = self.window.means(numbers), numbers[-5 - len(guarded) :]
+        means, (grad_norm, failed, joules, wait, *asked) = self.window.means(numbers), numbers[-7 - len(guarded) :]
         seconds, rates = self.clock.rates(steps, sum(s.batch for s in self.sources))
-        self.device_seconds += seconds * self.plan.world
-        row = {**self.plan.where(self.step), **means, **self.values}
+        self.spent.add(seconds, rates["data_wait"], joules)
+        row = {**self.where(), **means, **self.values}
         row |= {"grad_norm": grad_norm, **rates, "peak_memory_gib": environment.peak_memory_gib(self.device)}
-        row |= {"device_seconds": self.device_seconds, **self.plan.flops(self.step), **self.tally.row()}
+        row |= {**self.spent.row(), **self.plan.flops(self.step), **self.tally.row()}
         counted, warnings = self.guard.report(asked[3:], self.step, self.saver.good)
         row |= counted | ({"warnings": warnings} if warnings else {})
         if self.accelerator.scaler is not None:
@@ -249,30 +249,35 @@ class Run:
             )
         self.display.line(row)
         self.saver.check(failed > 0)
+        health.sound(self, self.alarms.line(self.step, row, wait))
         return self.stopping.settle(self.step, *asked[:3])
 
     def check_health(self) -> bool:
         """Run the monitor on rank 0, on all ranks when they share the weights. Returns whether these are the best."""
         with self.watchdog.aside(self.clock):
-            values = None
-            if self.health_check is not None:
-                check, step = self.health_check, self.step
+            values, check, step = None, self.health_check, self.step
+            if check is not None:
                 values, warnings = sharding.look(self.method, lambda: check.run(self.method, step))
-                self.record.add(self.plan.where(self.step) | values | ({"warnings": warnings} if warnings else {}))
+                self.record.add(self.where() | values | ({"warnings": warnings} if warnings else {}))
             self.accelerator.wait_for_everyone()
-            return self.saver.judge(values, self.step)
+            health.sound(self, launch.agree(self.accelerator, self.alarms.look(step, values or {})))
+            return self.saver.judge(values, step)
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one. Every rank raises when rank 0 could not write it."""
         with self.watchdog.aside(self.clock):
             if self.step:
                 self.record.sync()
-            self.saver.save(self.step, self.state, self.config, self.sync_metrics)
+            self.saver.save(self.step, self.state, self.config, self.sync_metrics, self.alarms.healthy)
 
     def sync_metrics(self) -> None:
         """On rank 0, before a checkpoint is written: it must not outlive its lines."""
         if self.step:
             self.record.sync(metrics=True)
+
+    def where(self) -> dict[str, Any]:
+        """How a line of metrics begins."""
+        return self.plan.where(self.step) | self.attempts.row()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimiser state."""
@@ -281,10 +286,12 @@ class Run:
             "g": self.plan.g(self.step),
             "phase": self.stage.name,
             "total_steps": self.plan.total_steps,
-            "device_seconds": self.device_seconds,
+            **self.attempts.row(),
+            **self.spent.state(),
             "skipped": self.skipped,
             "window": self.window.state(),
             "guard": self.guard.state(),
+            "alarms": self.alarms.state(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 

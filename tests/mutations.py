@@ -104,15 +104,15 @@ DATA = (
     one(
         "order: shards in the same order in every epoch",
         "data/order.py",
-        '"order.shards", self.seed, epoch',
-        '"order.shards", self.seed, 0',
+        '"order.shards", self._seed(epoch), epoch',
+        '"order.shards", self._seed(epoch), 0',
         "data/test_order.py::test_epochs_and_seeds_differ",
     ),
     one(
         "order: blocks shuffled alike in every epoch",
         "data/order.py",
-        '"order.block", self.seed, epoch, block',
-        '"order.block", self.seed, 0, block',
+        '"order.block", self._seed(epoch), epoch, block',
+        '"order.block", self._seed(epoch), 0, block',
         "data/test_order.py::test_epochs_and_seeds_differ",
     ),
     one(
@@ -1608,7 +1608,124 @@ CLUSTER = (
     ),
 )
 
+HEALTH = "train/test_health.py::"
+ALARMS = (
+    one(
+        "roll-back: the bad order is repeated",
+        "keyed.py",
+        'words("attempt", seed, attempt, 1)[0, 0]) if attempt else seed',
+        'words("attempt", seed, attempt, 1)[0, 0]) if attempt > 99 else seed',
+        HEALTH + "test_the_order_after_it_is_another_one_and_repeats_nothing",
+        HEALTH + "test_seeds_of_attempts",
+    ),
+    one(
+        "roll-back: samples that were seen before it are shuffled in",
+        "data/order.py",
+        "return np.asarray(turn >= done)",
+        "return np.asarray(turn >= done - 1)",
+        HEALTH + "test_an_order_that_changes_in_an_epoch",
+    ),
+    one(
+        "roll-back: lanes are left out of what was seen",
+        "data/order.py",
+        "(places - self._lane_start[lane]) * self.lanes + lane",
+        "places",
+        HEALTH + "test_an_order_that_changes_in_an_epoch",
+    ),
+    one(
+        "roll-back: the rate stays",
+        "attempts.py",
+        'out["lr"] *= self.made[-1].lr',
+        "pass",
+        HEALTH + "test_a_roll_back_behind_an_earlier_one_takes_its_place",
+    ),
+    one(
+        "roll-back: the teacher gets faster",
+        "attempts.py",
+        '1.0 - (1.0 - out["momentum"]) * self.made[-1].teacher',
+        '1.0 - (1.0 - out["momentum"]) / self.made[-1].teacher',
+        HEALTH + "test_a_collapse_goes_back_and_on_with_what_was_declared",
+    ),
+    one(
+        "roll-back: one too many",
+        "attempts.py",
+        "if number > settings.most:",
+        "if number > settings.most + 1:",
+        HEALTH + "test_a_loss_that_is_not_finite_goes_back_until_it_has_been_enough",
+    ),
+    one(
+        "roll-back: checkpoints left behind stay",
+        "attempts.py",
+        "attempt.number > number and step > attempt.to for",
+        "attempt.number > number + 9 and step > attempt.to for",
+        HEALTH + "test_killed_around_a_roll_back",
+    ),
+    one(
+        "roll-back: noise and masks of the model stay",
+        "launch.py",
+        "method.seed = start.attempts.seed(plan.config.seed)",
+        "method.seed = plan.config.seed",
+        HEALTH + "test_model_noise_is_of_the_attempt",
+    ),
+    one(
+        "retention: the healthy checkpoint is thinned out",
+        "saver.py",
+        "n <= (-1 if healthy is None else healthy)",
+        "n <= -1",
+        HEALTH + "test_the_healthy_checkpoint_is_kept",
+    ),
+    one(
+        "alarms: an outlier moves the median",
+        "health.py",
+        "        if not signs:\n",
+        "        if True:\n",
+        HEALTH + "test_divergence_is_judged_by_the_median_of_lines_without_a_sign",
+    ),
+    one(
+        "alarms: healthy is where the last sign was",
+        "health.py",
+        'seen |= {"healthy": step, "row": 0, "on": False}',
+        'seen |= {"healthy": step + 1, "row": 0, "on": False}',
+        HEALTH + "test_divergence_is_judged_by_the_median_of_lines_without_a_sign",
+    ),
+    one(
+        "alarms: forgotten on a resume",
+        "health.py",
+        'list(saved.get("past", {}).get(k, []))',
+        "[]",
+        HEALTH + "test_what_is_remembered_is_saved",
+    ),
+    one(
+        "energy: a counter that starts over counts back",
+        "energy.py",
+        'step += int((file.parent / "max_energy_range_uj").read_text())',
+        "pass",
+        "test_energy.py::test_counters_of_packages",
+    ),
+    one(
+        "energy: the means over ranks are taken for sums",
+        "energy.py",
+        "self._joules += joules * self._world",
+        "self._joules += joules",
+        "test_energy.py::test_a_run_adds_up_over_ranks_and_starts",
+    ),
+    one(
+        "watch: half a line is read",
+        "watch/read.py",
+        'whole = found[: found.rfind(b"\\n") + 1]',
+        "whole = found",
+        "watch/test_watch.py::test_a_run_that_is_being_written",
+    ),
+    one(
+        "live report: answers under any name",
+        "report/live.py",
+        'if host not in (LOOPBACK, "localhost"):',
+        "if not host:",
+        "report/test_live.py::test_served_and_made_anew_when_a_run_changes",
+    ),
+)
+
 MUTANTS = (
     *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES,
-    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION, *SHARDING, *CLUSTER,
+    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION, *SHARDING, *CLUSTER, *ALARMS,
 )  # fmt: skip

@@ -50,3 +50,16 @@ class Peeking(Method):
 
 def test_a_method_that_cannot_be_counted_still_trains() -> None:
     assert cost.step_flops(make(method={"name": "tests.test_cost:Peeking"})) is None
+
+
+def test_what_encoding_and_imagining_take() -> None:
+    """Against the products that they consist of: a frame is one vector, a step of the future one pass of a block."""
+    run = make("method.encoder.depth=1")
+    tokens, width, patch = 25, 32, 4 * 4 * 3
+    block = 4 * 2 * width * width + 2 * 2 * tokens * width + 2 * 2 * width * 4 * width  # attention, two products, MLP
+    assert cost.encode_flops(run) == tokens * (2 * patch * width + block)
+    assert cost.imagine_flops(run) is None, "no world model"
+    small = ["data.path=none", "data.steps={action: action}", "method.space.action=2"]
+    world = config.load("lewm", small, ["debug"])
+    one, three = cost.imagine_flops(world, 1), cost.imagine_flops(world, 3)
+    assert one is not None and three is not None and 0 < three < one, "what was imagined before is not done again"

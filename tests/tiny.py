@@ -34,6 +34,7 @@ VALUES: dict[str, Any] = {
         "threads": 1,
     },
     "monitor": {"every": {"steps": 4}, "samples": 8, "knn_bank": 16, "knn_k": 3},
+    "health": {"starvation": {"act": "ignore"}},  # the only alarm that depends on how busy the machine is
 }
 
 

@@ -125,12 +125,16 @@ def prune(run_dir: Path, keep: int, keep_every: int | None = None, keep_at: Coll
     if keep <= 0:
         return []
     gone = [n for n in steps(run_dir)[:-keep] if (not keep_every or n % keep_every) and n not in keep_at]
-    for n in gone:  # the rename first: a reader sees all of it or nothing
-        path = run_dir / FOLDER / f"step-{n}"
-        trash = path.with_name(f".gone-step-{n}")
-        path.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+    for n in gone:
+        remove(run_dir / FOLDER / f"step-{n}")
     return gone
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint folder; the rename first: a reader sees all of it or nothing."""
+    trash = path.with_name(f".gone-{path.name}")
+    path.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ parameters are used on all ranks in every step, whatever the sources hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,9 +50,17 @@ class Stream:
 
 
 def streams(
-    config: RunConfig, world: int = 1, run_dir: Path | None = None, shifts: Mapping[str, int] | None = None
+    config: RunConfig,
+    world: int = 1,
+    run_dir: Path | None = None,
+    shifts: Mapping[str, int] | None = None,
+    attempts: Mapping[str, Sequence[tuple[int, int]]] | None = None,
 ) -> list[Stream]:
-    """The sources of a run or of one of its phases, the main one first; `shifts`: see `Stream.shift`, by name.
+    """The sources of a run or of one of its phases, the main one first.
+
+    Args:
+        shifts: see `Stream.shift`, by name.
+        attempts: of a run that was rolled back, by name: see `TrainData`.
 
     Raises:
         ConfigError: a batch that the processes cannot share, a weight below 0, or values that cannot be used.
@@ -69,17 +77,28 @@ def streams(
             "mix: weights are parts of the step's loss, so each must be above 0 and their sum below 1, which leaves "
             f"the rest to `data`; got {', '.join(f'{name} {weight:g}' for name, weight in weights.items())}"
         )
-    found = [_stream(config, name, batches[name], weights[name], world, run_dir) for name in batches]
+    found = [
+        _stream(config, name, batches[name], weights[name], world, run_dir, (attempts or {}).get(name, ()))
+        for name in batches
+    ]
     return [replace(stream, shift=shifts[stream.name]) for stream in found] if shifts else found
 
 
-def _stream(config: RunConfig, name: str, batch: int, weight: float, world: int, run_dir: Path | None) -> Stream:
+def _stream(
+    config: RunConfig,
+    name: str,
+    batch: int,
+    weight: float,
+    world: int,
+    run_dir: Path | None,
+    attempts: Sequence[tuple[int, int]],
+) -> Stream:
     section, seed = config.data, config.seed
     try:
         _, _, accumulation = derive_accumulation(batch, config.train.micro_batch, world)
         if name != MAIN:
             section, seed = config.mix[name], int(keyed.words(f"mix.{name}", config.seed, 0, 1)[0, 0])
-        return Stream(name, TrainData(section, seed, run_dir=run_dir), batch, weight, accumulation)
+        return Stream(name, TrainData(section, seed, run_dir=run_dir, attempts=attempts), batch, weight, accumulation)
     except JepaError as error:
         if name == MAIN:
             raise

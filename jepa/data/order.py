@@ -4,11 +4,15 @@ With N samples, epoch = g // N and place = g % N; every epoch is a permutation. 
 neighbouring ones form blocks of `shuffle_shards`, and samples are shuffled inside a block, so that reading stays
 local. The epoch is cut into `lanes` contiguous parts that are visited round-robin: with as many lanes as machines,
 each machine reads its own part. Any g is looked up on its own, so resuming is arithmetic.
+
+A run that was rolled back goes on in another order (`attempts`): what is left of the epoch it is in is shuffled anew
+inside its blocks, so that the epoch stays a permutation; later epochs are those of another seed.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +26,21 @@ Int64 = npt.NDArray[np.int64]
 class Order:
     """Maps sample numbers g to indices of samples in the split."""
 
-    def __init__(self, seed: int, shard_sizes: Int64, shuffle_shards: int = 16, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        seed: int,
+        shard_sizes: Int64,
+        shuffle_shards: int = 16,
+        lanes: int = 1,
+        attempts: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """
         Args:
             seed: the run's seed.
             shard_sizes: (S,) samples in each shard; sample indices run through the shards in this order.
             shuffle_shards: shards per block.
             lanes: contiguous parts of the epoch visited round-robin.
+            attempts: (number, first g) of roll-backs, rising in both.
 
         Raises:
             ConfigError: shuffle_shards or lanes below 1.
@@ -36,7 +48,7 @@ class Order:
         """
         if shuffle_shards < 1 or lanes < 1:
             raise ConfigError(f"data.shuffle_shards={shuffle_shards}, data.lanes={lanes}: both must be at least 1")
-        self.seed, self.shuffle_shards = seed, shuffle_shards
+        self.seed, self.shuffle_shards, self.attempts = seed, shuffle_shards, tuple(attempts)
         self.sizes: Int64 = np.asarray(shard_sizes, dtype=np.int64)
         self.size = int(self.sizes.sum())  # N
         if self.size < 1:
@@ -113,7 +125,7 @@ class Order:
         """The epoch's permuted shards (S,) and the places where its blocks begin."""
         found = self._epochs.get(epoch)
         if found is None:
-            shards = keyed.generator("order.shards", self.seed, epoch).permutation(len(self.sizes))
+            shards = keyed.generator("order.shards", self._seed(epoch), epoch).permutation(len(self.sizes))
             starts = np.concatenate([[0], np.cumsum(self.sizes[shards])[:-1]])
             found = self._epochs[epoch] = (shards, starts[:: self.shuffle_shards])
             if len(self._epochs) > 3:
@@ -128,10 +140,28 @@ class Order:
         if found is None:
             shards = self._epoch(epoch)[0][block * self.shuffle_shards : (block + 1) * self.shuffle_shards]
             members = np.concatenate([np.arange(self._first[s], self._first[s] + self.sizes[s]) for s in shards])
-            found = keyed.generator("order.block", self.seed, epoch, block).permutation(members)
+            found = keyed.generator("order.block", self._seed(epoch), epoch, block).permutation(members)
+            for number, first in self.attempts:
+                if epoch * self.size < first < (epoch + 1) * self.size:
+                    left = self._left(epoch, block, first - epoch * self.size)
+                    drawn = keyed.generator("order.block", keyed.again(self.seed, number), epoch, block)
+                    found[left] = drawn.permutation(found[left])
             self._blocks[epoch, block] = found
             if len(self._blocks) > self._keep_blocks:
                 self._blocks.popitem(last=False)
         else:
             self._blocks.move_to_end((epoch, block))
         return found
+
+    def _seed(self, epoch: int) -> int:
+        """That of the newest attempt that the whole epoch lies in."""
+        numbers = [number for number, first in self.attempts if first <= epoch * self.size]
+        return keyed.again(self.seed, numbers[-1] if numbers else 0)
+
+    def _left(self, epoch: int, block: int, done: int) -> npt.NDArray[np.bool_]:
+        """Which members of a block come after the first `done` samples of the epoch."""
+        edges = np.append(self._epoch(epoch)[1], self.size)
+        places = np.arange(edges[block], edges[block + 1])
+        lane = np.searchsorted(self._lane_start, places, side="right") - 1
+        turn = (places - self._lane_start[lane]) * self.lanes + lane  # place in the epoch as it is visited
+        return np.asarray(turn >= done)

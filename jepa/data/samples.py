@@ -5,6 +5,7 @@ Shapes: B samples, H W image height and width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,22 @@ ATTEMPTS = 20  # substitutes tried for one slot before the dataset is taken for 
 class TrainData:
     """A split, and how its samples are ordered and cropped for training."""
 
-    def __init__(self, data: DataConfig, seed: int, *, run_dir: Path | None = None) -> None:
+    def __init__(
+        self, data: DataConfig, seed: int, *, run_dir: Path | None = None, attempts: Sequence[tuple[int, int]] = ()
+    ) -> None:
         """
         Args:
             data: the run's data section.
             seed: the run's seed.
             run_dir: where quarantine.jsonl is kept; None keeps none.
+            attempts: (number, first g) of the run's roll-backs: the seed is that of the newest one.
 
         Raises:
             ConfigError: a value that cannot be used.
             DataError: no dataset at data.path, no such split, or shards missing, truncated or replaced.
         """
         _validate(data)
-        self.config, self.seed, self.run_dir = data, seed, run_dir
+        self.config, self.seed, self.run_dir = data, keyed.again(seed, attempts[-1][0] if attempts else 0), run_dir
         self.manifest = Manifest.open(data.path)
         self.split = self.manifest.split(data.split)
         self.split.check()
@@ -55,7 +59,7 @@ class TrainData:
             )  # fmt: skip
         # arrays of episodes that come with a clip
         self.steps = Steps(self.split, data.clip, data.steps) if data.steps is not None else None
-        self.order = Order(seed, self.split.shard_sizes, data.shuffle_shards, data.lanes)
+        self.order = Order(seed, self.split.shard_sizes, data.shuffle_shards, data.lanes, attempts)
         self.law = augment.CropLaw(data.crop_scale, data.crop_ratio, data.hflip)
         # chosen once and passed on to every worker, so that all of them decode alike
         self.decoder = choose(data.decoder).name if data.clip is not None else None

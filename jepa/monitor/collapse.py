@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-_FALLEN = 0.4  # share of the highest value so far
-_ALIKE = 0.99  # mean cosine of two images
-_ADVICE = (
+from jepa.config import CollapseAlarm
+
+ADVICE = (
     "What helps: a slower teacher (momentum nearer to 1), a lower learning rate or a longer warm-up, larger target "
     "blocks. A collapsed encoder seldom recovers: start again, or from a checkpoint before the fall with --init-from."
 )
 
 
-def collapse_warnings(past: Sequence[dict[str, float]], now: dict[str, float], step: int) -> list[str]:
+def collapse_warnings(
+    past: Sequence[Mapping[str, float]], now: Mapping[str, float], step: int, settings: CollapseAlarm | None = None
+) -> list[str]:
     """Warnings for the newest measurement, given the earlier ones in order.
 
     The teacher (or the only encoder) is judged, never the student of a teacher: a student's rank halves in a healthy
-    start while the teacher's does not. An encoder is collapsing when one of these holds twice in a row:
+    start while the teacher's does not. An encoder is collapsing when one of these holds twice in a row (the numbers
+    are those of `settings`):
 
     * few directions: the effective rank of its tokens is below 0.4 of its highest value so far;
     * one point: two images have a mean cosine above 0.99 while the std over images is below 0.4 of its highest value.
@@ -25,33 +28,44 @@ def collapse_warnings(past: Sequence[dict[str, float]], now: dict[str, float], s
     more). Twice in a row, because one dip often heals. On small I-JEPA runs made to collapse (momentum 0.99, learning
     rate 2e-3 to 3e-3) the warning came within 150 steps, healthy ones (momentum 0.998) never fell below 0.9.
     """
-    names = {k.split("/")[1] for k in now if k.count("/") == 2}
-    name = "target" if "target" in names else "context" if "context" in names else next(iter(sorted(names)), None)
-    if name is None or not past:
+    settings = settings or CollapseAlarm()
+    name = judged(now)
+    if name is None or not past or settings.act == "ignore":
         return []
-    signs = _signs(name, past, now)
-    again = _signs(name, past[:-1], past[-1])
-    return [f"step {step}: {text} {_ADVICE}" for kind, text in signs.items() if kind in again]
+    found = signs(name, highest(name, past), now, settings)
+    for back in range(1, settings.looks):
+        again = past[:-back] and signs(name, highest(name, past[:-back]), past[-back], settings)
+        found = {kind: text for kind, text in found.items() if again and kind in again}
+    return [f"step {step}: {text} {ADVICE}" for text in found.values()]
 
 
-def _signs(name: str, past: Sequence[dict[str, float]], now: dict[str, float]) -> dict[str, str]:
-    """Signs of collapse at one measurement, by kind."""
+def judged(now: Mapping[str, float]) -> str | None:
+    """The encoder whose numbers decide: the teacher, or the only one."""
+    names = {k.split("/")[1] for k in now if k.count("/") == 2}
+    return "target" if "target" in names else "context" if "context" in names else next(iter(sorted(names)), None)
 
-    def highest(quantity: str) -> float:
-        return max((p.get(f"health/{name}/{quantity}", 0.0) for p in past), default=0.0)
 
-    signs = {}
-    rank, spread_now, cosine = (now.get(f"health/{name}/{q}") for q in ("token_effective_rank", "std_mean", "cosine"))
-    best = highest("token_effective_rank")
-    if rank is not None and rank < _FALLEN * best:
-        signs["directions"] = (
+def highest(name: str, looks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The highest values so far of what an encoder is compared with."""
+    return {
+        q: max((look.get(f"health/{name}/{q}", 0.0) for look in looks), default=0.0)
+        for q in ("token_effective_rank", "std_mean")
+    }
+
+
+def signs(name: str, best: Mapping[str, float], now: Mapping[str, float], settings: CollapseAlarm) -> dict[str, str]:
+    """Signs of collapse at one measurement, by kind; `best`: what `highest` says of those before."""
+    found = {}
+    rank, spread, cosine = (now.get(f"health/{name}/{q}") for q in ("token_effective_rank", "std_mean", "cosine"))
+    if rank is not None and rank < settings.rank * best["token_effective_rank"]:
+        found["directions"] = (
             f"the {name} encoder is collapsing onto few directions: the effective rank of its tokens is {rank:.1f}, "
-            f"it was {best:.1f}."
+            f"it was {best['token_effective_rank']:.1f}."
         )
-    widest = highest("std_mean")
-    if cosine is not None and spread_now is not None and cosine > _ALIKE and spread_now < _FALLEN * widest:
-        signs["point"] = (
+    narrow = spread is not None and spread < settings.rank * best["std_mean"]
+    if cosine is not None and cosine > settings.cosine and narrow:
+        found["point"] = (
             f"the {name} encoder is collapsing to one point: two images have a mean cosine of {cosine:.4f}, and their "
-            f"spread is {spread_now:.3g}, it was {widest:.3g}."
+            f"spread is {spread:.3g}, it was {best['std_mean']:.3g}."
         )
-    return signs
+    return found

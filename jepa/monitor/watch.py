@@ -199,7 +199,7 @@ class Monitor:
             self._history = _earlier(self.run_dir)
         past = [self._history[s] for s in sorted(self._history) if s < step]
         self._history[step] = metrics
-        return collapse_warnings(past, metrics, step)
+        return collapse_warnings(past, metrics, step, self.config.health.collapse)
 
 
 @dataclass(frozen=True)

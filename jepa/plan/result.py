@@ -45,9 +45,28 @@ def entry(policy: str, trial: Trial) -> dict[str, Any]:
     return {"policy": policy, "number": trial.problem.number, **trial.result()}
 
 
-def took(stats: Stats) -> dict[str, Any]:
-    """A line of the journal: what planning a batch took."""
-    return {"took": {k: getattr(stats, k) for k in ("seconds", "rows", "calls", "imagined", "steps")}}
+def took(stats: Stats, spent: dict[str, Any]) -> dict[str, Any]:
+    """A line of the journal: what planning a batch took; `spent`: see `energy.Meter.cost`."""
+    return {"took": {k: getattr(stats, k) for k in ("seconds", "rows", "calls", "imagined", "steps")} | {"cost": spent}}
+
+
+def cost(journal: Journal, episodes: int, flops: float | None) -> dict[str, Any]:
+    """What one planned episode cost, the environment's part included; empty where it was not measured.
+
+    `flops`: operations of a step of the model. Those of encoding and of the objective are not counted.
+    """
+    found = [part["cost"] for part in journal.took if "cost" in part]
+    if len(found) < len(journal.took) or not found:
+        return {}
+    steps = sum(part["imagined"] for part in journal.took) / episodes
+    return {
+        "per": "planned episode",
+        "device_seconds": round(sum(part["device_seconds"] for part in found) / episodes, 3),
+        "joules": round(sum(part["joules"] for part in found) / episodes, 3),
+        "energy_source": "+".join(sorted({part["energy_source"] for part in found})),
+        "model_steps": round(steps),
+        **({"flops": steps * flops} if flops is not None else {}),
+    }
 
 
 def row(policy: str, problems: Sequence[Problem], journal: Journal, suite: PlanSuite) -> dict[str, Any]:

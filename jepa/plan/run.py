@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jepa
-from jepa import checkpoint, config, verbosity
+from jepa import checkpoint, config, cost, energy, verbosity
 from jepa.checkpoint import folder
 from jepa.data import storage
 from jepa.methods.world import History
@@ -124,6 +124,7 @@ def plan(
         "device": place.type,
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - began, 2),
+        "cost": result.cost(journal, len(found), cost.imagine_flops(run_config, settings.planner.horizon)),
     }
     storage.write_json(out, made)
     journal.remove()
@@ -146,6 +147,7 @@ def _plan_all(
 
     for batch in _batches([p for p in found if (PLANNER, p.number) not in journal.trials], suite.together):
         look = first if suite.pictures.landscape and batch[0].number == 0 else None
+        meter = energy.Meter(planner.device)
         trials, stats = planner.run(
             [arenas.get(i) for i in range(len(batch))],
             batch,
@@ -156,8 +158,9 @@ def _plan_all(
         for trial in trials:
             if trial.film is not None:
                 pictures.draw_film(trial, album / f"episode-{trial.problem.number}.gif")
+        spent = meter.cost()
         arenas.renew(trials)
-        journal.add([*(result.entry(PLANNER, trial) for trial in trials), result.took(stats)])
+        journal.add([*(result.entry(PLANNER, trial) for trial in trials), result.took(stats, spent)])
         bar.advance(len(batch))
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jepa
-from jepa import checkpoint, config, verbosity
+from jepa import checkpoint, config, cost, energy, verbosity
 from jepa.checkpoint import Encoder, folder, layers
 from jepa.config import RunConfig
 from jepa.data import storage
@@ -73,6 +73,7 @@ def probe(
     run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
     run_config = checkpoint.read_config(path) if kept is None else kept.about.run_config()
     place = pick_device(device)
+    meter = energy.Meter(place)
     if settings.probes.frames:
         if kept is not None:
             raise ConfigError(f"probes.frames runs the model itself, and {run} holds features: give the run")
@@ -80,6 +81,7 @@ def probe(
             found = frozen.probe_frames(path, settings, place, bar.say, bar.advance)
     else:
         found = _probe(path, run_dir, run_config, settings, kept, place, progress)
+    flops = cost.encode_flops(run_config)  # of the run's encoder; what the readers take is not counted
     result = {
         "protocol": settings.protocol,
         "suite": settings.name,
@@ -92,6 +94,7 @@ def probe(
         "device": place.type,
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - start, 2),
+        "cost": meter.cost() | ({"flops_per_sample": flops} if flops is not None else {}),
     }
     storage.write_json(out or run_dir / "probes" / f"{settings.name}.json", result)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from jepa.data import storage
 from jepa.errors import ConfigError
-from jepa.report import gallery, imagination, material, numbers, record, verdict
+from jepa.report import compare, curves, gallery, imagination, material, numbers, record, verdict
 from jepa.report.markup import html, join
 from jepa.report.page import Section, render
 from jepa.report.read import Run, open_run, open_runs
@@ -39,28 +39,33 @@ def build_report(
     opened, device = open_runs(runs), material.device(device)
     groups = {name: open_runs(paths) for name, paths in (chapters or {}).items()}
     target = Path(out) if out is not None else _default(opened[0].path, len(opened))
-    sections = _sections(opened, device)
+    return _write(target, page_of(opened, groups, lambda group: gallery.sections(group, device)))
+
+
+def page_of(opened: list[Run], groups: Mapping[str, list[Run]], draw: Callable[[list[Run]], list[Section]]) -> str:
+    """The page of runs that were read; `draw` makes the sections of pictures."""
+    sections = _sections(opened, draw)
     for name, group in groups.items():
         intro = Section("verdict", "what came out", "", numbers.headlines(group), short="verdict")
-        sections += [_in_chapter(name, section) for section in [intro, *_sections(group, device)]]
+        sections += [_in_chapter(name, section) for section in [intro, *_sections(group, draw)]]
     title = opened[0].name if len(opened) == 1 else f"{len(opened)} runs"
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     footer = html(
         "Made by <code>jepa report</code> from {names} on {made}. Everything is in this one file.",
         names=", ".join(run.name for run in [*opened, *(r for group in groups.values() for r in group)]), made=made,
     )  # fmt: skip
-    page = render(f"{title} · JEPA report", join([numbers.header(opened), record.about()]), sections, footer)
-    return _write(target, page)
+    return render(f"{title} · JEPA report", join([numbers.header(opened), record.about()]), sections, footer)
 
 
-def _sections(opened: list[Run], device: str) -> list[Section]:
+def _sections(opened: list[Run], draw: Callable[[list[Run]], list[Section]]) -> list[Section]:
     return [
+        *compare.sections(opened),
         numbers.probes(opened),
         *imagination.sections(opened),
-        numbers.curves(opened),
-        numbers.health(opened),
-        *gallery.sections(opened, device),
-        numbers.speed(opened),
+        curves.curves(opened),
+        curves.health(opened),
+        *draw(opened),
+        curves.speed(opened),
         record.cost(opened),
         record.warnings(opened),
         record.hardware(opened),

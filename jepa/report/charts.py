@@ -15,6 +15,7 @@ from jepa.report.markup import Html, escape, html, join, number, percent
 
 WIDTH, HEIGHT = 340, 200  # viewBox units; the figure scales to its column
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 36
+MARK = 80  # units that the label of a mark may take
 MAX_POINTS = 400  # per series; more lines than that are averaged in bins
 COLOURS = 8  # classes s0..s7 in the style sheet
 
@@ -261,18 +262,18 @@ def _level(axes: _Axes, level: tuple[float, str] | None) -> Html:
 
 
 def _marks(axes: _Axes, marks: Sequence[tuple[float, str]]) -> Html:
-    parts = []
-    for step, label in marks:
+    parts, row, last = [], 0, -math.inf
+    for step, label in sorted(marks, key=lambda mark: mark[0]):
         if not axes.x_low <= step < axes.x_high:
             continue
-        x, left = (
-            axes.x(step),
-            axes.x(step) > WIDTH * 0.7,
-        )  # a label that would leave the picture stands before the line
+        x = axes.x(step)
+        left = x > WIDTH * 0.7  # a label that would leave the picture stands before the line
+        row = (row + 1) % 4 if x - last < MARK else 0  # labels of marks close together stand below each other
+        last = x
         parts.append(html(
             '<path class="level" d="M{x} {a}V{b}"/><text class="marklab{c}" x="{tx}" y="{ty}">{t}</text>',
             x=f"{x:.1f}", a=TOP, b=HEIGHT - BOTTOM, c=" before" if left else "", tx=f"{x + (-4 if left else 4):.1f}",
-            ty=TOP + 10, t=label,
+            ty=TOP + 10 + 12 * row, t=label,
         ))  # fmt: skip
     return join(parts)
 

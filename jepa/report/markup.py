@@ -115,6 +115,15 @@ def duration(seconds: float) -> str:
     return f"{number(seconds / 86400)}\u00a0days"
 
 
+def energy(joules: float) -> str:
+    """In the unit that fits: J, Wh, kWh or MWh."""
+    hours = joules / 3600
+    for limit, size, unit in ((0.1, 1 / 3600, "J"), (1e3, 1.0, "Wh"), (1e6, 1e3, "kWh")):
+        if hours < limit:
+            return f"{number(hours / size)}\u00a0{unit}"
+    return f"{number(hours / 1e6)}\u00a0MWh"
+
+
 def count(value: int | float, thing: str, things: str | None = None) -> str:
     """'1 step', '1 200 steps'."""
     return f"{number(value)} {thing if value == 1 else things or thing + 's'}"

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jepa import checkpoint, restarts
+from jepa import attempts, checkpoint, restarts
 from jepa import config as configuration
 from jepa.config import RunConfig
 from jepa.data import Manifest
@@ -36,6 +36,8 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     quarantine: list[Line] = field(default_factory=list)
     starts: list[Line] = field(default_factory=list)  # of restarts.jsonl
+    attempts: list[attempts.Attempt] = field(default_factory=list)  # roll-backs
+    abandoned: list[Line] = field(default_factory=list)  # lines of metrics that roll-backs left behind
     probes: list[dict[str, Any]] = field(default_factory=list)  # one per suite
     rollouts: list[dict[str, Any]] = field(default_factory=list)  # of a world model, one per suite
     plans: list[dict[str, Any]] = field(default_factory=list)  # likewise
@@ -67,6 +69,19 @@ class Run:
             for text in [given] if isinstance(given, str) else given if isinstance(given, list) else []:
                 found.append((int(line["step"]), str(text)))
         return found
+
+    def alarms(self) -> list[tuple[float, str, str]]:
+        """(step, name, act) of every alarm; of a roll-back the step gone back to."""
+        lines = [x for x in self.lines if isinstance(x.get("alarm"), str) and x.get("act") != "rollback"]
+        found = [(float(line["step"]), line["alarm"], str(line.get("act", "warn"))) for line in lines]
+        return sorted([*found, *((float(a.to), a.alarm, "rollback") for a in self.attempts)])
+
+    def left_behind(self, key: str) -> list[tuple[int, list[float], list[float]]]:
+        """A metric's curve in every abandoned attempt: number, steps and values."""
+        rows = sorted((line for line in self.abandoned if is_number(line.get(key))), key=lambda line: line["step"])
+        numbers = sorted({int(line.get("attempt", 0)) for line in rows})
+        mine = [(n, [line for line in rows if int(line.get("attempt", 0)) == n]) for n in numbers]
+        return [(n, [float(x["step"]) for x in part], [float(x[key]) for x in part]) for n, part in mine]
 
     @property
     def newest(self) -> RunConfig:
@@ -124,6 +139,9 @@ def open_run(path: Path | str) -> Run:
     for file in sorted(path.glob("quarantine*.jsonl")):  # one file for each process
         run.quarantine += _json_lines(file, run.notes)
     run.starts = restarts.read(path)
+    run.attempts = attempts.read(path)
+    left = _json_lines(path / attempts.ABANDONED, run.notes)
+    run.abandoned = [x for x in left if is_number(x.get("step"))]
     environment = _json(path / "environment.json", run.notes)
     run.environment = environment if isinstance(environment, dict) else {}
     for probe in sorted((path / "probes").glob("*.json")):

@@ -7,44 +7,36 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jepa import config as configuration
 from jepa.report import verdict
-from jepa.report.markup import Html, count, duration, html, join, number, percent
+from jepa.report.markup import Html, count, duration, energy, html, join, number, percent
 from jepa.report.page import Section, missing
 from jepa.report.read import Run
 
 _SHOWN_WARNINGS = 12
+_ENERGY = (
+    '<p class="soft">Measured energy is that of the whole device by its own counter, whatever else ran there. '
+    "Estimated energy is power times time: a GPU's rated power, or 10 W for each busy processor core.</p>"
+)
 
 
 def config(runs: Sequence[Run]) -> Section:
-    """What differs between the runs, and each resolved configuration as YAML."""
+    """Each resolved configuration as YAML; of several, what is not in all of them is marked."""
+    common = set.intersection(*(set(run.config_text.splitlines()) for run in runs))
     blocks = []
-    if len(runs) > 1:
-        blocks.append(_differences(runs))
     for run in runs:
+        lines = [
+            html("<mark>{t}</mark>", t=line) if line not in common else html("{t}", t=line)
+            for line in run.config_text.splitlines()
+        ]
         blocks.append(html(
             "<details><summary>{n}</summary><pre><code>{t}</code></pre></details>",
-            n=f"config.yaml of {run.name}" if len(runs) > 1 else "config.yaml, all values resolved", t=run.config_text,
+            n=f"config.yaml of {run.name}" if len(runs) > 1 else "config.yaml, all values resolved",
+            t=join(lines, "\n"),
         ))  # fmt: skip
     lead = "Every setting that was in force; this file alone repeats the run."
+    if len(runs) > 1:
+        lead += " Lines that are not the same in all of them are marked."
     return Section("config", "Configuration", lead, join(blocks), "Config")
-
-
-def _differences(runs: Sequence[Run]) -> Html:
-    flat = [flatten(configuration.to_dict(run.config)) for run in runs]
-    keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({repr(f.get(k)) for f in flat}) > 1]
-    keys = [k for k in keys if k != "name"]
-    if not keys:
-        return html("<p>The configurations are equal.</p>")
-    head = join(html("<th>{n}</th>", n=r.name) for r in runs)
-    body = join(
-        html("<tr><th>{k}</th>{c}</tr>", k=k, c=join(html("<td>{v}</td>", v=_plain(f.get(k, "—"))) for f in flat))
-        for k in keys
-    )
-    return html(
-        '<h3>What differs</h3><div class="scroll"><table class="data"><thead><tr><th>setting</th>{h}</tr></thead>'
-        "<tbody>{b}</tbody></table></div>", h=head, b=body,
-    )  # fmt: skip
 
 
 def flatten(values: Any, where: str = "") -> dict[str, Any]:
@@ -57,11 +49,12 @@ def flatten(values: Any, where: str = "") -> dict[str, Any]:
     return out
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A setting as text."""
     if value is None:
         return "—"
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(v) for v in value)
+        return ", ".join(plain(v) for v in value)
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
@@ -76,7 +69,7 @@ def hardware(runs: Sequence[Run]) -> Section:
     head = join([Html("<th></th>"), *(html("<th>{n}</th>", n=r.name) for r in known)])
     rows = join(
         html("<tr><th>{k}</th>{c}</tr>", k=key.replace("_", " ").replace(".", " · "),
-             c=join(html("<td>{v}</td>", v=_plain(f.get(key))) for f in flat))
+             c=join(html("<td>{v}</td>", v=plain(f.get(key))) for f in flat))
         for key in dict.fromkeys(k for f in flat for k in f)
     )  # fmt: skip
     body = html(
@@ -94,32 +87,57 @@ def _environment(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def cost(runs: Sequence[Run]) -> Section:
-    """Seconds, samples, rate, FLOPs."""
+    """Seconds, samples, rate, FLOPs, energy; of probes and plans too."""
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "seconds": ("time in training steps", duration), "device_seconds": ("the same, over all devices", duration),
         "steps": ("optimiser steps", number),
         "samples": ("images trained on", number), "samples_per_s": ("images per second", number),
         "data_wait_share": ("share waiting for data", percent), "flops": ("floating-point operations", number),
         "restarts": ("started again", number), "lost_steps": ("steps done twice because of that", number),
-        "peak_memory_gib": ("most memory held at once", lambda v: f"{number(v)} GiB"),
+        "joules": ("energy", energy), "peak_memory_gib": ("most memory held at once", lambda v: f"{number(v)} GiB"),
     }  # fmt: skip
     costs = [verdict.cost(run) for run in runs]
     rows = []
     for key, (words, show) in shown.items():
         if any(key in c for c in costs):
-            cells = join(html("<td>{v}</td>", v=show(c[key]) if key in c else "—") for c in costs)
-            rows.append(html("<tr><th>{k}</th>{c}</tr>", k=words, c=cells))
+            notes = [_source(verdict.energy_source(run)) if key == "joules" else "" for run in runs]
+            values = [show(c[key]) + note if key in c else "—" for c, note in zip(costs, notes, strict=True)]
+            rows.append(_row(words, values))
     probing = [sum(float(p.get("seconds") or 0) for p in run.probes) for run in runs]
     if any(probing):
-        cells = join(html("<td>{v}</td>", v=duration(s) if s else "—") for s in probing)
-        rows.append(html("<tr><th>time in probes</th>{c}</tr>", c=cells))
+        rows.append(_row("time in probes", [duration(s) if s else "—" for s in probing]))
+    for kind in ("probes", "plans"):
+        for suite in dict.fromkeys(str(r["suite"]) for run in runs for r in getattr(run, kind) if r.get("cost")):
+            words = f"probe {suite}" if kind == "probes" else f"plan {suite}, an episode"
+            rows.append(_row(words, [_measured(getattr(run, kind), suite) for run in runs]))
     head = join([Html("<th></th>"), *(html("<th>{n}</th>", n=r.name) for r in runs)])
     body = html(
         '<div class="panel scroll"><table class="data">{h}<tbody>{r}</tbody></table></div>', r=join(rows),
         h=html("<thead><tr>{h}</tr></thead>", h=head) if len(runs) > 1 else Html(""),
     )  # fmt: skip
     body = join([body, *(_starts(run, len(runs) > 1) for run in runs if len(run.starts) > 1)])
+    body = join([body, Html(_ENERGY)]) if any("joules" in c for c in costs) else body
     return Section("cost", "Cost", "What it took to get here.", body)
+
+
+def _row(words: str, values: Sequence[str]) -> Html:
+    return html("<tr><th>{k}</th>{c}</tr>", k=words, c=join(html("<td>{v}</td>", v=v) for v in values))
+
+
+def _source(source: str) -> str:
+    """What is said behind a figure of energy."""
+    return {"": "", "nvml": " (measured, GPU)", "rapl": " (measured, processor)"}.get(source, f" ({source})")
+
+
+def _measured(results: Sequence[dict[str, Any]], suite: str) -> str:
+    """Cost of a probe, or of one planned episode."""
+    found: dict[str, Any] = next((r["cost"] for r in results if r["suite"] == suite and r.get("cost")), {})
+    parts = [duration(found["device_seconds"])] if "device_seconds" in found else []
+    parts += [f"{energy(found['joules'])}{_source(str(found.get('energy_source', '')))}"] if "joules" in found else []
+    parts += [f"{number(found['model_steps'])} steps of the model"] if found.get("model_steps") else []
+    parts += [f"{number(found['flops'])} operations in them"] if found.get("flops") else []
+    parts += [f"{number(found['flops_per_sample'])} operations a sample"] if found.get("flops_per_sample") else []
+    return ", ".join(parts) or "—"
 
 
 def _starts(run: Run, named: bool) -> Html:

@@ -143,6 +143,8 @@ vertical-align:-.06em}
 .callout{border-left:3px solid var(--warn);background:var(--warnwash);padding:.6rem .95rem;
 border-radius:0 8px 8px 0;
 margin:.6rem 0;max-width:76ch}
+mark{background:var(--warnwash);color:var(--warn);border-radius:4px;padding:.05em .3em}
+.best{color:var(--good)}
 .callout.bad{border-color:var(--bad);background:var(--badwash)}
 details{border:1px solid var(--line);border-radius:10px;background:var(--panel);padding:.65rem 1rem;
 margin:.8rem 0}

@@ -170,14 +170,21 @@ def health(run: Run) -> Health:
     key = health_key(run, "effective_rank_centred")
     first, last = (run.first(key), run.last(key)) if key else (None, None)
     rank = f"effective rank {number(first)} → {number(last)}" if first is not None and last is not None else ""
-    warned = [step for step, _ in run.warnings()]
+    said = [x for x in run.lines if any(k.startswith("health/") for k in x) and x.get("warnings")]
+    warned = [int(line["step"]) for line in said]
+    others = [f"{name} at step {number(step)}" for step, name, act in run.alarms() if act != "rollback"
+              and name not in ("collapse", "starvation")]  # fmt: skip
+    backs = [f"rolled back to step {number(step)} ({name})" for step, name, act in run.alarms() if act == "rollback"]
     if warned and max(warned) >= looks[-1]:
         state, words = "collapsing", "The monitor warned at its last look"
     elif warned:
         state, words = "warned", f"The monitor warned {len(warned)} time(s), but not at its last look"
+    elif others or backs:
+        state, words = "warned", "No sign of collapse at the last look"
     else:
         state, words = "ok", "No sign of collapse"
-    return Health(state, f"{words}{': ' if rank else ''}{rank}.", first, last)  # type: ignore[arg-type]
+    more = f" Alarms: {', '.join([*others, *backs])}." if others or backs else ""
+    return Health(state, f"{words}{': ' if rank else ''}{rank}.{more}", first, last)  # type: ignore[arg-type]
 
 
 # --- seeds --------------------------------------------------------------------------------------------------------
@@ -221,7 +228,7 @@ def _role(row: Row) -> str:
 
 
 def cost(run: Run) -> dict[str, float]:
-    """What the run used: seconds on the device, samples, samples per second, FLOPs where they were recorded."""
+    """What the run used: seconds on the device, samples, samples per second, FLOPs and joules where recorded."""
     out = {"steps": float(run.steps_done), "samples": float(run.samples_done)}
     rate = run.curve("images_per_s")[1]
     found = run.environment.get("processes")
@@ -237,10 +244,15 @@ def cost(run: Run) -> dict[str, float]:
         out["data_wait_share"] = sum(waits) / len(waits)
     if len(run.starts) > 1:
         out |= {"restarts": len(run.starts) - 1.0, "lost_steps": float(sum(s.get("lost", 0) for s in run.starts))}
-    for key in ("peak_memory_gib", "flops"):
+    for key in ("peak_memory_gib", "flops", "joules"):
         if (value := run.last(key)) is not None:
             out[key] = value
     return out
+
+
+def energy_source(run: Run) -> str:
+    """Where the run's joules come from: nvml, rapl, estimated, or several of them with a plus."""
+    return str(next((x["energy_source"] for x in reversed(run.lines) if x.get("energy_source")), ""))
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -267,8 +279,16 @@ def summary(run: Run) -> dict[str, Any]:
         "samples": run.samples_done,
         "checkpoint": run.checkpoints[-1] if run.checkpoints else None,
         "health": {"state": state.state, "sentence": state.sentence, "warnings": len(run.warnings())},
-        "curves": ends, "probes": probes, "cost": cost(run), "quarantined": len(run.quarantine),
+        "curves": ends, "probes": probes, "cost": cost(run), "energy_source": energy_source(run),
+        "probe_cost": _costs(run.probes), "plan_cost": _costs(run.plans),
+        "alarms": [{"step": step, "alarm": name, "act": act} for step, name, act in run.alarms()],
+        "quarantined": len(run.quarantine),
     }  # fmt: skip
+
+
+def _costs(results: Sequence[Row]) -> dict[str, Any]:
+    """By suite, what a probe or planning cost."""
+    return {str(r["suite"]): r["cost"] for r in results if isinstance(r.get("cost"), dict)}
 
 
 def headline(run: Run) -> str:

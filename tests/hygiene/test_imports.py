@@ -16,13 +16,14 @@ TRAINING = (
     "progress",
     "watchdog",
     "restarts",
+    "attempts",
     "record",
-    "cost",
     "guard",
     "sharding",
     "prepare",
     "launch",
     "saver",
+    "health",
 )
 ORDER = (
     *(
@@ -39,8 +40,8 @@ ORDER = (
         "losses",
         "ema",
     ),
-    *("methods", "optim", "checkpoint", "export", "monitor", "probe", "rollout", "plan", *TRAINING),
-    *("options", "extract", "train", "slurm", "report", "bench"),
+    *("methods", "optim", "checkpoint", "export", "monitor", "energy", "cost", "probe", "rollout", "plan", *TRAINING),
+    *("options", "extract", "train", "slurm", "watch", "report", "bench"),
     *(
         "doctor",
         "demo",
@@ -51,6 +52,7 @@ ORDER = (
         "cli_plan",
         "cli_rollout",
         "cli_slurm",
+        "cli_watch",
         "cli",
     ),
     "__main__",
@@ -65,6 +67,7 @@ INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli_plan.py": {"*"},
     "cli_rollout.py": {"*"},
     "cli_slurm.py": {"*"},
+    "cli_watch.py": {"*"},
     "options.py": {"jepa.config"},  # likewise
     "__init__.py": {"jepa.export.load"},  # jepa.load_encoder, looked up on first use
     "data/encode.py": {"jepa.data.video"},  # needs PyAV, which images do without
@@ -92,6 +95,7 @@ OPTIONAL = {
     "onnxscript",
     "stable_worldmodel",
     "submitit",
+    "pynvml",
 }  # extras: any file may import them where they are used
 PLATFORM = {"fcntl", "resource"}  # modules that only some operating systems have
 

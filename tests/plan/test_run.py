@@ -72,6 +72,8 @@ def test_plans_reach_goals_and_the_file_says_how(folder: Path, tmp_path: Path) -
         took["imagined_per_step"] == (3 * 32 + 1) * 3 / 4
         and 0 < took["seconds_per_plan"] <= took["seconds_per_plan_p95"]
     )
+    cost = result["cost"]  # of an episode
+    assert cost["model_steps"] > 0 and cost["joules"] > 0 and cost["device_seconds"] > 0 and cost["energy_source"]
     stored = read(out)
     assert stored == {k: v for k, v in result.items() if k != "file"} and result["file"] == str(out)
     first = stored["episodes"][0]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-TIMINGS = ("images_per_s", "step_seconds", "data_wait", "device_seconds", "peak_memory_gib")
+TIMINGS = ("images_per_s", "step_seconds", "data_wait", "device_seconds", "joules", "peak_memory_gib")
 STARTS = ("restarts", "lost_steps")  # of a run that was interrupted, beside one that was not
 
 

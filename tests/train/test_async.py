@@ -50,7 +50,7 @@ def files(run: Path) -> dict[str, bytes]:
     for path in sorted((run / "checkpoints").glob("step-*/*")):
         name = str(path.relative_to(run))
         if path.name == "state.json":
-            state = {k: v for k, v in json.loads(path.read_text()).items() if k != "device_seconds"}
+            state = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("device_seconds", "joules")}
             found[name] = json.dumps(state).encode()
         elif path.suffix == ".safetensors":
             found[name] = path.read_bytes()
