@@ -56,7 +56,7 @@ docs: install ## write docs/reference anew from the dataclasses and the heads of
 	@$(BIN)/python docs/reference/cards.py
 
 site: install ## the guide as a site, in build/site; opens from the disk
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "open build/site/index.html"
 
 site-live: install ## the same on loopback, rendered again at every change
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000

@@ -29,6 +29,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "extract": ("extract",),
     "encode": ("encode",),
     "probe": ("probe",),
+    "dynamics": ("dynamics",),
     "plan": ("plan",),
     "checkpoint": ("checkpoint",),
     "start": ("start",),
@@ -106,7 +107,7 @@ def bench_all(
         verb, *fixed = ENTRIES[name]
         where = (
             ["--device", device]
-            if device and verb in ("step", "extract", "encode", "probe", "plan", "checkpoint")
+            if device and verb in ("step", "extract", "encode", "probe", "dynamics", "plan", "checkpoint")
             else []
         )
         command = [sys.executable, "-m", "jepa", "bench", verb, "--json", *where, *fixed, *given[name]]
