@@ -99,6 +99,14 @@ def bench_probe(overrides: Overrides = None, device: Device = None, as_json: Jso
     print_figures(probe.bench_probe(settings_of(probe.ProbeSettings, overrides), device), as_json)
 
 
+@bench_app.command("memory")
+def bench_memory(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Whether the memory of a run grows over 2000 steps, with each decoder."""
+    from jepa.bench import grow
+
+    print_figures(grow.bench_memory(settings_of(grow.MemorySettings, overrides)), as_json)
+
+
 @bench_app.command("start")
 def bench_start(overrides: Overrides = None, as_json: Json = False) -> None:
     """From the start of a command to its first step."""

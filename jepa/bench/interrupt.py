@@ -27,11 +27,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from jepa.bench import small
 from jepa.bench.disturb import Local, Watched, wait_for
 from jepa.bench.jobs import Slurm
 from jepa.bench.result import Result, hardware, median
 from jepa.checkpoint import folder as checkpoints
-from jepa.data.build import build
 from jepa.errors import ConfigError, TrainingError
 
 _BATCH = 16
@@ -44,6 +44,8 @@ class InterruptSettings:
 
     interruptions: int = 24
     kinds: tuple[str, ...] = ()  # in turn, in a random order; default: all there are: kill, term, usr2
+    media: small.Media = "images"  # what it trains on: images, clips, episodes
+    workers: int = 0  # decoding processes of each rank
     processes: int = 1
     cluster: str | None = None  # a cluster's profile: as a job of SLURM, with the kinds requeue and preempt too
     pusher: str = "high"  # partition whose jobs preempt those of the profile's, for the kind preempt
@@ -119,6 +121,8 @@ def _check(wanted: InterruptSettings, kinds: tuple[str, ...], known: tuple[str, 
     if unknown:
         more = "; requeue and preempt need cluster=PROFILE" if known == Local.kinds else ""
         raise ConfigError(f"kinds: {', '.join(unknown)} is none of {', '.join(known)}{more}")
+    if wanted.workers < 0 or wanted.width % 6:
+        raise ConfigError(f"workers={wanted.workers}, width={wanted.width}: workers from 0, a width that 6 divides")
     if min(wanted.interruptions, wanted.processes, wanted.checkpoint_every, wanted.width, wanted.depth) < 1:
         raise ConfigError("interruptions, processes, checkpoint_every, width and depth: give 1 or more")
     if _BATCH % wanted.processes:
@@ -133,10 +137,12 @@ def _check(wanted: InterruptSettings, kinds: tuple[str, ...], known: tuple[str, 
 
 def _shown(wanted: InterruptSettings, steps: int) -> dict[str, Any]:
     return {
+        "media": wanted.media,
         "steps": steps,
         "batch": _BATCH,
         "encoder": f"{wanted.depth}x{wanted.width}",
         "processes": wanted.processes,
+        "workers": wanted.workers,
         **({} if wanted.cluster is None else {"cluster": wanted.cluster}),
         "checkpoint every": wanted.checkpoint_every,
         "seed": wanted.seed,
@@ -156,18 +162,14 @@ def _folder(given: Path | None) -> Iterator[Path]:
 
 
 def _prepare(folder: Path, wanted: InterruptSettings, steps: int) -> Path:
-    """A data set of 512 pictures of 32 x 32, and the configuration of both runs."""
-    sizes = ["source.size=32", "source.digit=[14, 24]", "source.samples={train: 512, val: 32, test: 32}"]
-    build("digits", folder / "data", overrides=["name=interrupt", *sizes], progress=False)
-    values = {
+    """A data set, and the configuration of both runs."""
+    data = small.build_small(wanted.media, folder / "data")
+    start = small.values(wanted.media, data, width=wanted.width, depth=wanted.depth)
+    values = start | {
         "name": "interrupt",
         "seed": wanted.seed,
-        "method": {
-            "name": "ijepa",
-            "encoder": {"patch": 4, "width": wanted.width, "depth": wanted.depth, "heads": 3},
-            "predictor": {"width": 48, "depth": 2, "heads": 3},
-        },
-        "data": {"path": str(folder / "data"), "image_size": 32, "workers": 0},
+        "data": start["data"] | {"workers": wanted.workers},
+        "health": {"starvation": {"act": "ignore"}},  # depends on how busy the machine is
         "optim": {"lr": 1e-3, "warmup": {"steps": 10}},
         "train": {
             "batch": _BATCH,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from jepa import cli
+from jepa import cli, config
 from jepa.bench.everything import ENTRIES, AllSettings, bench_all
+from jepa.bench.grow import MemorySettings, bench_memory
 from jepa.bench.probe import ProbeSettings, bench_probe
+from jepa.bench.small import MEDIA, Media, build_small, values
 from jepa.bench.start import StartSettings, bench_start
 from jepa.cli_bench import bench_app
+from jepa.config import RunConfig
 from jepa.errors import ConfigError
+from jepa.train import train
 
 
 def test_one_that_cannot_run_is_told_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +34,7 @@ def test_one_that_cannot_run_is_told_and_the_others_go_on(capsys: pytest.Capture
 
 def test_every_entry_is_a_benchmark_there_is() -> None:
     verbs = {command.name for command in bench_app.registered_commands}
-    assert {words[0] for words in ENTRIES.values()} == verbs - {"all", "interrupt", "scaling"}
+    assert {words[0] for words in ENTRIES.values()} == verbs - {"all", "interrupt", "memory", "scaling"}
     with pytest.raises(ConfigError, match="no benchmark 'speed' here; there are: step, "):
         bench_all(AllSettings(only=("speed",)))
     with pytest.raises(ConfigError, match="no benchmark 'stp'"):
@@ -49,3 +54,22 @@ def test_a_start() -> None:
     result = bench_start(StartSettings(rounds=1))
     assert 0 < result["python"] < result["torch"] < result["first_step"]
     assert result["own"] == pytest.approx(result["first_step"] - result["torch"])
+
+
+@pytest.mark.slow
+def test_memory_of_a_run() -> None:
+    result = bench_memory(MemorySettings(decoders=("images",), steps=60, batch=2, workers=0))
+    assert result["images.early_mib"] > 100
+    growth = 100 * (result["images.late_mib"] / result["images.early_mib"] - 1)
+    assert result["images.growth_percent"] == pytest.approx(growth) and growth < 10
+    with pytest.raises(ConfigError, match="decoders images, "):
+        bench_memory(MemorySettings(decoders=("gif",)))
+
+
+@pytest.mark.parametrize("media", MEDIA)
+def test_small_runs_are_whole_configurations(media: Media, tmp_path: Path) -> None:
+    data = build_small(media, tmp_path / media, 16)
+    given = values(media, data)
+    more = {"train": {"batch": 4, "duration": {"steps": 1}, "precision": "fp32"}, "optim": {"warmup": {"steps": 0}}}
+    settings = config.build(RunConfig, given | more)
+    assert train(settings, tmp_path / "run", quiet=True).step == 1
