@@ -24,7 +24,7 @@ from jepa.cli_plan import plan
 from jepa.cli_rollout import rollout
 from jepa.cli_slurm import jobs_app, submit
 from jepa.cli_watch import serve, watch
-from jepa.errors import AGAIN, INTERRUPTED, ConfigError, JepaError
+from jepa.errors import AGAIN, FOUND, INTERRUPTED, ConfigError, JepaError
 from jepa.options import Json, Overrides, complete, settings_of
 from jepa.terminal import flushed, print_facts, print_json, print_table, say, set_up_logging, unexpected
 
@@ -280,13 +280,13 @@ def import_(
 
 @app.command(rich_help_panel=TOOLS)
 def doctor(as_json: Json = False) -> None:
-    """Look at the installation and the machine, and say what to do about what is wrong. Exit code 1 on errors."""
+    """Look at the installation and the machine, and say what to do about what is wrong. Exit code 4 on errors."""
     from jepa import doctor as examiner
 
     checks = examiner.examine()
     print_json(examiner.as_json(checks)) if as_json else typer.echo(examiner.as_text(checks))
     if any(check.status == "error" for check in checks):
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND)
 
 
 app.command(rich_help_panel=MAIN)(watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from jepa import verbosity
+from jepa.errors import FOUND
 from jepa.options import Device, Json, Overrides, settings_of
 from jepa.terminal import print_figures, print_json, print_table
 
@@ -140,4 +141,4 @@ def bench_interrupt(overrides: Overrides = None, as_json: Json = False) -> None:
     result = interrupt.bench_interrupt(settings_of(interrupt.InterruptSettings, overrides))
     print_figures(result, as_json)
     if not interrupt.flawless(result):
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND)

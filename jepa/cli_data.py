@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jepa.errors import FOUND
 from jepa.options import Json, Overrides, complete, settings_of
 from jepa.terminal import print_json
 
@@ -61,7 +62,7 @@ def check(
     ] = None,
     clean: Annotated[Path | None, typer.Option(help="Write the list of usable samples here too.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit code 1 when anything is found that a clean list leaves out.")
+        bool, typer.Option("--strict", help="Exit code 4 when anything is found that a clean list leaves out.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -88,7 +89,7 @@ def check(
     print_json(found.values) if as_json else _print(found, page, clean or found.folder / "clean.txt")
     assert page.name == PAGE
     if (strict and found.bad) or not found.usable:
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND)
 
 
 def _print(found: Any, page: Path, clean: Path) -> None:

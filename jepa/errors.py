@@ -3,6 +3,7 @@
 INTERRUPTED = 130  # stopped by Ctrl-C or SIGTERM, everything saved; what shells call it
 AGAIN = 75  # stopped by SIGUSR2, everything saved, wants to be started again; EX_TEMPFAIL of sysexits.h
 HUNG = 124  # ended by the watchdog; as timeout(1) ends
+FOUND = 4  # a command that examines something did so, and found what should be put right
 UNHEALTHY = 3  # stopped by an alarm of `health`: the same steps again would not help
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from jepa import doctor
+from jepa.errors import FOUND
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +66,7 @@ def test_a_process_group_that_cannot_form_is_a_warning_with_advice() -> None:
 def test_torchvision_of_another_torch_is_recognised_by_its_import_error(tmp_path: Path) -> None:
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     code, checks = found(PYTHONPATH=str(tmp_path))
-    assert code == 1
+    assert code == FOUND
     assert checks["import torchvision"]["status"] == "error"
     assert "torchvision::nms does not exist" in checks["import torchvision"]["detail"]
     assert "released in pairs" in checks["import torchvision"]["advice"]
@@ -79,7 +80,7 @@ def test_torchvision_of_another_torch_is_recognised_by_its_metadata(tmp_path: Pa
         "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\nRequires-Dist: torch==2.13.0\n"
     )
     code, checks = found(PYTHONPATH=str(tmp_path))
-    assert code == 1
+    assert code == FOUND
     assert checks["torch pair"]["status"] == "error"
     assert "built for torch 2.13.0" in checks["torch pair"]["detail"]
     assert "torch==2.15.*" in checks["torch pair"]["advice"]
@@ -88,7 +89,7 @@ def test_torchvision_of_another_torch_is_recognised_by_its_metadata(tmp_path: Pa
 def test_a_broken_torch_still_gets_a_whole_answer(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
     code, checks = found(PYTHONPATH=str(tmp_path))
-    assert code == 1
+    assert code == FOUND
     assert "libcudart.so.13" in checks["import torch"]["detail"] and checks["import torch"]["advice"]
     assert checks["disk"]["status"] in {"ok", "warning"}
 

@@ -20,7 +20,7 @@ from jepa.data.check.look import BITS, PATTERN, odd_frames, odd_rows, one_colour
 from jepa.data.check.run import check
 from jepa.data.video.scan import ScanConfig
 from jepa.data.video.write import write
-from jepa.errors import ConfigError, DataError
+from jepa.errors import FOUND, ConfigError, DataError
 from tests.data.conftest import encoded, picture
 from tests.data.video.films import film
 
@@ -94,7 +94,7 @@ def test_a_folder_of_images(messy: Path, tmp_path: Path) -> None:
 
 def test_the_command(messy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [str(messy), "workers=1", "near=-1", "keep=[variable, near, odd]", "--out", str(tmp_path / "out")]
-    assert main(["data", "check", *given, "--strict", "--clean", str(tmp_path / "lists" / "clean.txt")]) == 1
+    assert main(["data", "check", *given, "--strict", "--clean", str(tmp_path / "lists" / "clean.txt")]) == FOUND
     said = capsys.readouterr().out
     assert "broken: train/cat/cut.png: " in said and "odd: train/cat/black.png: it is black" in said
     assert "39 samples: 35 usable, 4 odd, 2 broken, 2 duplicate\n" in said
