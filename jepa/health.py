@@ -143,11 +143,11 @@ class Alarms:
 
     def _judge(self, name: str, step: int, sign: str, needed: int) -> list[Alarm]:
         seen = self._seen[name]
-        if not sign:
+        if not sign or self._act(name) == "ignore":
             seen |= {"healthy": step, "row": 0, "on": False}
             return []
         seen["row"] += 1
-        if seen["row"] < needed or seen["on"] or self._act(name) == "ignore":
+        if seen["row"] < needed or seen["on"]:
             return []
         seen["on"] = True
         return [Alarm(name, self._act(name), sign, step, seen["healthy"])]

@@ -96,7 +96,8 @@ def test_blank_frames_reach_the_planner_and_nobody_else(
     observe, seen = Rooms.observe, list[torch.Tensor]()
 
     def watched(self: Rooms, history: History) -> State:
-        seen.append(history.frames * self.std + self.mean)
+        if not history.frames.is_meta:  # there operations are counted
+            seen.append(history.frames * self.std + self.mean)
         return observe(self, history)
 
     monkeypatch.setattr(Rooms, "observe", watched)

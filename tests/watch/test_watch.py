@@ -140,7 +140,10 @@ def test_a_terminal_until_all_runs_are_over(run: Path) -> None:
 def test_it_is_light_and_ctrl_c_ends_it(run: Path, tmp_path: Path) -> None:
     """In a real terminal, in a process that never loads torch."""
     folder = copied(run, tmp_path / "going", 9)
-    code = "import sys; from jepa.cli import main; c = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(c)"
+    code = (  # a suite started in the background (nohup, CI) hands down an ignored SIGINT
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jepa.cli import main; "
+        "c = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(c)"
+    )
     master, slave = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-c", code, "watch", str(folder), "--every", "0.1"], stdin=slave, stdout=slave, stderr=slave,
