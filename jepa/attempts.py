@@ -182,14 +182,15 @@ def settle(out: Path, g: Callable[[int], int]) -> None:
         path = out / checkpoint.folder.FOLDER / f"step-{step}"
         if left(step, int(checkpoint.read_state(path).get("attempt", 0))):
             checkpoint.folder.remove(path)
-    rows = _rows(out / "metrics.jsonl")
-    gone = [row for row in rows if left(int(row.get("step", 0)), int(row.get("attempt", 0)))]
-    kept = [row for row in rows if row not in gone]
+    gone, kept = [], []
+    for row in _rows(out / "metrics.jsonl"):
+        (gone if left(int(row.get("step", 0)), int(row.get("attempt", 0))) else kept).append(row)
     told = {row.get("attempt") for row in kept if row.get("act") == "rollback"}
     new = [attempt.row(g(attempt.to)) for attempt in in_force(every).made if attempt.number not in told]
     if gone:
         known = _rows(out / ABANDONED)
-        _replace(out / ABANDONED, [*known, *(row for row in gone if row not in known)])
+        there = {json.dumps(row) for row in known}
+        _replace(out / ABANDONED, [*known, *(row for row in gone if json.dumps(row) not in there)])
     if gone or new:
         _replace(out / "metrics.jsonl", [*kept, *new])
 

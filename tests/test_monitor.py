@@ -263,6 +263,17 @@ def test_unreadable_held_out_images_are_left_out(tmp_path, tiny_data):
     assert found["health/target/effective_rank"] == pytest.approx(effective_rank(features), rel=1e-5)
 
 
+def test_one_held_out_sample_is_too_few(tmp_path):
+    splits = "source.samples={train: 16, val: 1, test: 1}"
+    build("digits", tmp_path, overrides=["name=few", "source.size=20", "source.digit=[10, 14]", splits], progress=False)
+    monitor = Monitor(run_config(tmp_path), Manifest.open(tmp_path))
+    found, (said,) = monitor.run(method_of(tmp_path), 0)
+    assert "one sample of split 'val' can be measured" in said and "monitor.split=null" in said
+    assert found["health/target/token_effective_rank"] > 1
+    assert not {"health/target/cosine", "health/target/std_mean", "health/target/dead"} & found.keys()
+    assert monitor.run(method_of(tmp_path), 10)[1] == []  # said once; and no alarm
+
+
 # --- warnings -----------------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,11 @@ class Monitor:
             metrics |= {f"health/{name}/{k}": v for k, v in _measure(features, tokens[name]).items()}
             if name in voters:
                 metrics[f"health/{name}/knn_top1"] = self._knn(voters[name], voter_labels, features, labels)
+        if step == 0 and any(len(features) < 2 for features in pooled.values()):
+            broken.append(
+                f"one sample of split {self.queries.split.name!r} can be measured, so nothing is said of collapse: put "
+                "more into it, or measure on the training split (monitor.split=null)"
+            )
         if ratio is not None:
             metrics["health/loss_ratio"] = ratio
         if {"context", "target"} <= set(encoders):
@@ -232,6 +237,8 @@ def _token_places(index: Ints, count: int, per_image: int) -> Ints:
 
 
 def _measure(features: Tensor, tokens: Tensor) -> dict[str, float]:
+    if len(features) < 2:  # the others tell how samples differ
+        return {"token_effective_rank": effective_rank(tokens)}
     width = spread(features)
     return {
         "effective_rank": effective_rank(features),
