@@ -138,11 +138,13 @@ def wait_for(ready: Callable[[], T], what: str, tell: Callable[[], str]) -> T:
     """What `ready` returns as soon as that is true.
 
     Raises:
-        TrainingError: it did not become true in time; with what `tell` says.
+        TrainingError: it did not become true, and what `tell` says did not change, for too long; with what it says.
     """
-    until = time.monotonic() + LIMIT
+    until, words = time.monotonic() + LIMIT, tell()
     while not (value := ready()):
         if time.monotonic() > until:
-            raise TrainingError(f"{what} did not happen within {LIMIT:.0f} s. The run's last words: {tell()}")
+            if (now := tell()) == words:  # as long as it talks it goes on, on a busy machine
+                raise TrainingError(f"{what} did not happen within {LIMIT:.0f} s. The run's last words: {now}")
+            until, words = time.monotonic() + LIMIT, now
         time.sleep(_POLL)
     return value

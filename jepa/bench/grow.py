@@ -1,8 +1,9 @@
 """``jepa bench memory``: whether a run grows. A small model trains for 2000 steps with each decoder.
 
-Memory is what all processes of the run hold and share with nobody but each other (proportional set size on Linux,
-resident elsewhere), looked at while it trains. Caches fill at first, so what counts is the median over the last fifth
-of the steps against that over the second fifth.
+Memory is what all processes of the run have written, shared memory counted once (resident size where the system does
+not tell that apart), looked at while it trains. Mapped files, libraries above all, are left out: their share per process
+changes with whoever else on the machine uses them. Caches fill at first, so what counts is the median over the last
+fifth of the steps against that over the second fifth.
 """
 
 from __future__ import annotations
@@ -123,10 +124,20 @@ def _mib(pid: int) -> float:
     """Of a process and those it has started; 0 when it has just ended."""
     try:
         top = psutil.Process(pid)
-        everyone = [top, *top.children(recursive=True)]
-        return float(sum(getattr(m, "pss", m.rss) for m in (p.memory_full_info() for p in everyone))) / 2**20
-    except psutil.Error:
+        return sum(_written(process) for process in [top, *top.children(recursive=True)]) / 2**20
+    except (psutil.Error, OSError):
         return 0.0
+
+
+def _written(process: psutil.Process) -> float:
+    """Bytes of memory behind no file, its share of what it has in common with others."""
+    told = Path(f"/proc/{process.pid}/smaps_rollup")
+    if told.exists():
+        lines = (line.split() for line in told.read_text(encoding="ascii").splitlines())
+        sizes = {line[0]: int(line[1]) for line in lines if line[0].startswith("Pss")}
+        if "Pss_Anon:" in sizes:
+            return 1024 * (sizes["Pss_Anon:"] + sizes["Pss_Shmem:"])
+    return float(process.memory_info().rss)
 
 
 __all__ = ["MemorySettings", "bench_memory"]
