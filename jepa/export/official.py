@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from jepa import checkpoint, config
 from jepa.config import RunConfig
+from jepa.data import storage
 from jepa.errors import CheckpointError
 from jepa.export import files, importer
 from jepa.export.importer import Ledger
@@ -269,10 +270,10 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     # step 0: the file counts epochs of unknown length; what it says is kept under "origin"
     checkpoint.save(folder, 0, method, None, {"imported": summary}, run)
-    (folder / "config.yaml").write_text(config.to_yaml(run), encoding="utf-8")
     record = summary | {"used_keys": ledger.used, "ignored_keys": ledger.ignored}
     text = json.dumps(record, indent=1, allow_nan=False)
-    (folder / "import.json").write_text(text + "\n", encoding="utf-8")
+    storage.write_atomic(folder / "import.json", (text + "\n").encode())
+    storage.write_atomic(folder / "config.yaml", config.to_yaml(run).encode())  # last: with it, there is a run
     return summary
 
 
