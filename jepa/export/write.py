@@ -9,31 +9,25 @@ The files are made in a folder beside OUT, read back as a stranger would, compar
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from jepa import config
-from jepa.checkpoint.folder import complaint
 from jepa.checkpoint.io import versions
 from jepa.config import unknown_key
-from jepa.data import Batch, storage
-from jepa.errors import CheckpointError, ConfigError
+from jepa.data import Batch
+from jepa.errors import ConfigError
 from jepa.export import card, programs, push, subject, to_onnx, to_safetensors, to_timm, to_torch, to_transformers
 from jepa.export.graphs import DTYPES, can_resize, encoder_program, patch_of
 from jepa.export.programs import Program
 from jepa.export.subject import Asked, Subject
 from jepa.export.verify import Check, compare, equal_bits
+from jepa.export.whole import whole
 from jepa.methods.rssm import RSSM
 from jepa.methods.world import History, WorldModel
 
@@ -75,11 +69,7 @@ def export(
     _check_target(folder, force)
     found = subject.load(run, asked)
     _check_format(found, form)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with _storing(folder), contextlib.ExitStack() as after:
-        after.callback(shutil.rmtree, temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with whole(folder, "the export") as temporary:
         batch, real = subject.real_inputs(found)
         made = _programs(found) if form in ("torch", "onnx") else []
         record = _record(found, form, made)
@@ -89,48 +79,9 @@ def export(
         record["checks"] = [check.to_dict() for check in checks]
         _write_json(temporary / to_safetensors.RECORD, record)
         (temporary / "README.md").write_text(card.text(found, form, record, checks, real), encoding="utf-8")
-        _settle(temporary, folder)
     if to_hub:
         push.upload(folder, to_hub)
     return Done(folder, checks, real, _notes(found, form))
-
-
-@contextlib.contextmanager
-def _storing(folder: Path) -> Iterator[None]:
-    """Complaints of the storage as words for the user."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError):  # of torch's writer, which tells no more
-            reason = "the disk is full" if "PytorchStreamWriter" in str(error) else None
-        elif isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            reason = "another export was written there meanwhile"
-        else:
-            reason = complaint(error)
-        if reason is None:
-            raise
-        raise CheckpointError(
-            f"cannot write the export to {folder}: {reason}. Nothing half-written was left there. Make room, or give "
-            "another folder with --out"
-        ) from None
-
-
-def _settle(made: Path, folder: Path) -> None:
-    """Give what was made its name, whole even after a power cut; what was there goes only then."""
-    for path in [*(p for p in made.rglob("*") if p.is_file()), made]:
-        storage.sync(path)
-    old = made.with_name(f".old-{made.name}")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        made.rename(folder)
-    except OSError:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-    storage.sync(folder.parent)
 
 
 def _check_target(folder: Path, force: bool) -> None:

@@ -1,0 +1,112 @@
+"""A shard that is deleted, cut off or replaced while a real run reads it: the run stops, blames no sample, goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from jepa.data import storage
+from jepa.data.remote import StorageError
+from jepa.errors import JepaError
+from jepa.train import train
+from tests.tiny import run_config
+from tests.train import runs, worker
+from tests.train.worker import Job
+
+STEPS = ("train.duration={steps: 3000}", "train.checkpoint_every={steps: 10}", "monitor.every={steps: 0}")
+
+
+@pytest.fixture
+def data(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy to spoil; 4 shards of 16 samples, 8 steps an epoch."""
+    return Path(shutil.copytree(tiny_data, tmp_path / "data"))
+
+
+def started(data: Path, out: Path, *settings: str) -> worker.BaseProcess:
+    """A run that has begun and has no reason to end soon."""
+    child = worker.start(Job(data, out, (*STEPS, *settings), trace=False))
+    until = time.monotonic() + worker.LIMIT
+    while not ((out / "metrics.jsonl").exists() and len(runs.lines(out)) > 12):
+        assert time.monotonic() < until and child.is_alive(), "the run did not get going"
+        time.sleep(0.02)
+    return child
+
+
+def spoil(how: str, shard: Path) -> None:
+    if how == "deleted":
+        shard.unlink()
+    elif how == "cut off":
+        os.truncate(shard, 4096)  # also for whoever has it open
+    else:
+        other = shard.with_name("other")
+        other.write_bytes(shard.read_bytes() + bytes(512))
+        other.replace(shard)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_cut_off_while_a_run_goes_on(workers: int, data: Path, tmp_path: Path) -> None:
+    """Descriptors are open, so this is the one of the three that a run notices in its very next epoch."""
+    out, shard = tmp_path / "run", sorted((data / "train").glob("*.tar"))[1]
+    whole = shard.read_bytes()
+    child = started(data, out, f"data.workers={workers}")
+    spoil("cut off", shard)
+    assert worker.finish(child) == 2
+    said = (tmp_path / "run.error").read_text()
+    assert said.startswith("StorageError") and str(shard) in said and "truncated or replaced" in said, said
+    assert "--resume" in said and not (out / "quarantine.jsonl").exists(), "no sample is to blame"
+    last = runs.lines(out)[-1]["step"]
+    shard.write_bytes(whole)
+    done = last - last % 10 + 20
+    settings = ("train.duration={steps: 3000}", *STEPS[1:], f"data.workers={workers}")
+    config = run_config(data, *settings)
+    child = worker.start(Job(data, out, settings, resume=True, trace=False))
+    until = time.monotonic() + worker.LIMIT
+    while runs.lines(out)[-1]["step"] < done:
+        assert time.monotonic() < until and child.is_alive(), "it did not go on"
+        time.sleep(0.02)
+    child.terminate()
+    assert worker.finish(child) == 0 and config.train.duration.steps == 3000
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut off", "replaced"])
+def test_a_shard_that_is_another_one_at_its_next_opening(
+    how: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard is kept open at a time, as with more shards than descriptors; the second epoch meets what happened."""
+    monkeypatch.setattr(storage, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr(storage, "_descriptors", type(storage._descriptors)())
+    out, shard = tmp_path / "run", sorted((data / "train").glob("*.tar"))[1]
+    whole = shard.read_bytes()
+    read, seen = storage.read, [0]
+
+    def counted(path: Path, *arguments: int, **more: tuple[float, ...]) -> bytes:
+        seen[0] += 1
+        if seen[0] == 80:  # in the second epoch
+            spoil(how, shard)
+        return read(path, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "read", counted)
+    settings = ("train.duration={steps: 24}", "train.checkpoint_every={steps: 8}", "monitor.every={steps: 0}")
+    with pytest.raises(JepaError, match="No such file|truncated or replaced") as caught:
+        train(run_config(data, *settings), out, quiet=True)
+    assert str(shard) in str(caught.value) and "--resume" in str(caught.value)
+    assert not (out / "quarantine.jsonl").exists() and runs.lines(out)[-1]["step"] >= 8
+    shard.write_bytes(whole)
+    assert train(run_config(data, *settings), out, resume=True, quiet=True).step == 24
+    undisturbed = tmp_path / "undisturbed"
+    train(run_config(data, *settings), undisturbed, quiet=True)
+    runs.assert_bit_equal(runs.tensors(out, 24), runs.tensors(undisturbed, 24))
+
+
+def test_a_substitute_is_not_replaced_by_another_for_want_of_its_shard(tmp_path: Path) -> None:
+    """Which sample takes a bad one's place must not depend on what the storage does."""
+    file = tmp_path / "shard.tar"
+    file.write_bytes(bytes(2048))
+    assert storage.read(file, 2048, 0, 10) == bytes(10)
+    os.truncate(file, 100)
+    with pytest.raises(StorageError, match="ends at byte 100, .* truncated or replaced meanwhile"):
+        storage.read(file, 2048, 1000, 10)
