@@ -95,7 +95,8 @@ def unexpected(error: Exception) -> int:
         say("error:", f"{error}\n{advice}")
         return 2
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        asked = next(iter(str(error).splitlines()), "") or "an allocation failed"
+        told = [line for line in str(error).splitlines() if "DefaultCPUAllocator" in line or "allocate" in line]
+        asked = told[0] if told else "an allocation failed"
         say("error:", f"out of memory: {asked}\n{_MEMORY}")
         return 2
     if type(error).__name__ == "OutOfMemoryError":

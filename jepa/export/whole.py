@@ -19,11 +19,12 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @contextlib.contextmanager
-def whole(folder: Path, what: str) -> Iterator[Path]:
-    """A folder to fill, which then takes the place of `folder`; what was there goes only then.
+def whole(folder: Path, what: str, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, which then gets the name `folder`.
 
     Args:
         what: "the export", for messages.
+        replace: whatever is there by then goes; else only an empty folder does.
 
     Raises:
         CheckpointError: a full disk, a place that may not be written to. Nothing half-written is left.
@@ -33,7 +34,7 @@ def whole(folder: Path, what: str) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _settle(temporary, folder)
+        _settle(temporary, folder, replace)
     except (OSError, SafetensorError, TrainingError) as error:
         if isinstance(error, TrainingError):  # of the checkpoint in it, to those who train
             reason = str(error).partition(". ")[0]
@@ -51,11 +52,11 @@ def whole(folder: Path, what: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _settle(made: Path, folder: Path) -> None:
+def _settle(made: Path, folder: Path, replace: bool) -> None:
     for path in [*(p for p in made.rglob("*") if p.is_file()), made]:
         storage.sync(path)
     old = made.with_name(f".old-{made.name}")
-    if folder.exists():
+    if replace and folder.exists():
         folder.rename(old)
     try:
         made.rename(folder)

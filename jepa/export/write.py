@@ -69,7 +69,7 @@ def export(
     _check_target(folder, force)
     found = subject.load(run, asked)
     _check_format(found, form)
-    with whole(folder, "the export") as temporary:
+    with whole(folder, "the export", replace=force) as temporary:
         batch, real = subject.real_inputs(found)
         made = _programs(found) if form in ("torch", "onnx") else []
         record = _record(found, form, made)
