@@ -38,6 +38,7 @@ def material(probe_data: Path, run: Path, tmp_path_factory: pytest.TempPathFacto
     settings = config.override(VALUES, [f"data.path={probe_data}", "monitor.every={steps: 0}", "train.keep=0"])
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     (folder / "small.yaml").write_text(SUITE)
+    (folder / "walk.yaml").write_text(WALK)
     model = run_folder(folder / "model", "method.speed=14", "method.walls=false", stride=2)
     official = export(run, "transformers", folder / "official").folder
     return Material(probe_data, run, model, official, folder / "tiny.yaml", folder / "small.yaml")
@@ -52,6 +53,13 @@ def _train(*more: str) -> Callable[[Material, Path], list[str]]:
     return line
 
 
+WALK = """
+name: line
+licence: none
+source: {kind: rollouts, env: tests/Line-v0, modules: [tests.plan.stages], steps: 10, until: steps,
+  deadline: null, arrays: {state: info.state}, episodes: {train: 6, val: 1, test: 1}}
+shards: {max_samples: 2}
+"""
 LINE = str(Path(__file__).parents[1] / "plan" / "line.yaml")
 EXTRACT = ("--tokens", "--batch", "10", "--shard-samples", "50", "--device", "cpu")
 
@@ -67,6 +75,7 @@ VERBS: dict[str, Callable[[Material, Path], list[str]]] = {
     "train": _train(),
     "train, background": _train("train.checkpoint_async=true"),
     "data build": lambda _, out: ["data", "build", "digits", "--out", str(out), "shards.max_samples=15", *DIGITS],
+    "collection": lambda m, out: ["data", "build", str(m.config.with_name("walk.yaml")), "--out", str(out)],
     "data check": lambda m, out: ["data", "check", str(m.data), "--out", str(out), "--clean", f"{out}.txt"],
     "import": lambda m, out: ["import", str(m.official), "--from", "transformers", "--to", str(out)],
     "export safetensors": lambda m, out: ["export", str(m.run), "--format", "safetensors", "--out", str(out)],

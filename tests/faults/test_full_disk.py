@@ -47,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
 def taken_for_whole(folder: Path, verb: str) -> bool:
     """Whether a reader would say that what is there is finished."""
     out = folder / "out"
-    if verb == "data build" or verb == "extract":
+    if verb in ("data build", "collection", "extract"):
         return (out / "manifest.json").exists() and bool(Manifest.open(out, features=verb == "extract"))
     if verb == "import":
         return (out / "config.yaml").exists()
