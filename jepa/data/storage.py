@@ -115,7 +115,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         with _mine(temporary) as file:
             try:
-                file.truncate()
+                file.truncate(0)  # of what a crash left
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -71,6 +71,7 @@ def test_checkpoints_are_ordered_by_step_not_by_time(tiny_data: Path, tmp_path: 
     for step, when in ((0, 4e9), (5, 2e9), (10, 1e9), (12, 1e6)):  # the newest one is of 1970, the oldest of 2096
         for path in (out / "checkpoints" / f"step-{step}").iterdir():
             os.utime(path, (when, when))
+        os.utime(out / "checkpoints" / f"step-{step}", (when, when))
     assert checkpoint.latest(out).name == "step-12"
     assert train(run_config(tiny_data, "train.keep=2"), out, resume=True, quiet=True).step == 12
     assert checkpoint.folder.prune(out, keep=2) == [0, 5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.data import storage
+from jepa.data import Manifest, storage
 from jepa.data.remote import StorageError
 from jepa.data.samples import TrainData
 from jepa.errors import JepaError
@@ -102,6 +104,22 @@ def test_a_shard_that_is_another_one_at_its_next_opening(
     undisturbed = tmp_path / "undisturbed"
     train(run_config(data, *settings), undisturbed, quiet=True)
     runs.assert_bit_equal(runs.tensors(out, 24), runs.tensors(undisturbed, 24))
+
+
+def test_a_shard_of_the_same_size_with_other_bytes(data: Path, tmp_path: Path) -> None:
+    """Sizes do not tell it: what cannot be decoded is counted, what can be is used, and the manifest knows better."""
+    split = Manifest.open(data).splits["train"]
+    shard, offset, length, _ = split.index[20].tolist()
+    path = Path(str(split.shards[shard].path))
+    spoilt = bytearray(path.read_bytes())
+    spoilt[offset : offset + length] = bytes(length)
+    path.write_bytes(spoilt)
+    out = tmp_path / "run"
+    assert train(run_config(data, "monitor.every={steps: 0}"), out, quiet=True).step == 12
+    (first, *more) = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert first["index"] == 20 and path.name in first["place"] and all(row["index"] == 20 for row in more)
+    told = json.loads((data / "manifest.json").read_text())["splits"]["train"]["shards"][shard]["sha256"]
+    assert told != hashlib.sha256(spoilt).hexdigest()
 
 
 def test_a_substitute_is_not_replaced_by_another_for_want_of_its_shard(data: Path) -> None:

@@ -64,7 +64,9 @@ def test_a_plan_that_failed_lets_others_in(tmp_path: Path) -> None:
 def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
     """Results, reports and pages: whatever two processes do, a reader sees one of them whole."""
     path, over, torn = tmp_path / "result.json", threading.Event(), []
+    (tmp_path / ".result.json.partial").write_bytes(b"left by a crash")
     storage.write_atomic(path, b"0" * 100_000)
+    assert path.read_bytes() == b"0" * 100_000
 
     def write(letter: bytes) -> None:
         try:
