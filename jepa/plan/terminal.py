@@ -25,11 +25,9 @@ def table(result: Result, beside: Sequence[Result] = ()) -> Table:
         title=escape(f"{result['suite']} · {result['run']} · {result['checkpoint']}"),
         caption=escape(_caption(result, task, episodes)),
     )
-    for name, right in (
-        ("who", False), (r"success \[95 %]", True), ("steps", True), ("final distance", True), ("s/plan", True),
-        ("ms/step", True), ("p95", True), ("imagined/step", True),
-    ):  # fmt: skip
-        made.add_column(name, justify="right" if right else "left", no_wrap=right)
+    made.add_column("who", min_width=15)  # 80 columns hold the table; the names are what it must not lose
+    for name in (r"success \[95 %]", "steps", "final\ndistance", "ms/step\n(p95)", "imagined\na step"):
+        made.add_column(name, justify="right", no_wrap=True)
     for other in (result, *beside):
         for row in other["rows"]:
             if row["baseline"] and other is not result:
@@ -39,9 +37,9 @@ def table(result: Result, beside: Sequence[Result] = ()) -> Table:
     if result["published"]:
         made.add_section()
     for figure in result["published"]:
-        note = f"; {figure['note']}" if figure["note"] else ""
-        words = escape(f"{figure['model']} (published: {figure['source']}{note})")
-        made.add_row(f"[dim]{words}[/dim]", f"[dim]{100 * figure['value']:.0f} %[/dim]", "", "", "", "", "", "")
+        made.add_row(
+            f"[dim]{escape(figure['model'])} *[/dim]", f"[dim]{100 * figure['value']:.0f} %[/dim]", "", "", "", ""
+        )
     return made
 
 
@@ -53,11 +51,13 @@ def _cells(name: str, row: dict[str, Any]) -> list[str]:
         rf"{100 * row['value']:.0f} % [dim]\[{low}, {high}][/dim]",
         "" if row["steps"] is None else f"{row['steps']:.0f}",
         "" if row["distance"] is None else f"{row['distance']:.3g}",
-        f"{took['seconds_per_plan']:.3g}" if took else "",
-        f"{1000 * took['seconds_per_step']:.3g}" if took else "",
-        f"{1000 * took['seconds_per_step_p95']:.3g}" if took else "",
+        f"{_ms(took['seconds_per_step'])} ({_ms(took['seconds_per_step_p95'])})" if took else "",
         f"{took['imagined_per_step']:.0f}" if took else "",
     ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.{1 if seconds < 0.01 else 0}f}"
 
 
 def _caption(result: Result, task: dict[str, Any], episodes: int) -> str:
@@ -71,10 +71,19 @@ def _caption(result: Result, task: dict[str, Any], episodes: int) -> str:
     words.append(f"budget {task['budget']} steps; steps: mean of the successes; distance: median at the end")
     planning = result["rows"][0].get("planning")
     if planning:
-        words.append(f"s/plan is for {planning['rows_per_plan']:.3g} episodes together, ms/step for one of them")
+        words.append(
+            f"a plan takes {planning['seconds_per_plan']:.3g} s for {planning['rows_per_plan']:.3g} episodes together, "
+            "ms/step is for one of them"
+        )
     failed = [f"{row['policy']} {row['failed']}" for row in result["rows"] if row["failed"]]
     if failed:
         words.append(f"episodes in which the environment failed, counted as no success: {', '.join(failed)}")
     words += result["notes"]
+    sources: dict[str, list[str]] = {}
+    for figure in result["published"]:
+        note = f" ({figure['note']})" if figure["note"] else ""
+        sources.setdefault(figure["source"], []).append(figure["model"] + note)
+    if sources:
+        words.append("* published: " + "; ".join(f"{', '.join(who)}: {source}" for source, who in sources.items()))
     words.append(f"Protocol {result['protocol']}, task {result['fingerprint']}")
     return ". ".join(words) + "."

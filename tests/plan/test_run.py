@@ -88,6 +88,10 @@ def test_plans_reach_goals_and_the_file_says_how(folder: Path, tmp_path: Path) -
     console.print(terminal.table(result, [stored]))
     text = console.export_text()
     assert "100 % [76, 100]" in text and f"planner of {folder}" in text and result["fingerprint"] in text
+    narrow = Console(width=80, record=True, file=(tmp_path / "narrow").open("w"))
+    narrow.print(terminal.table(result))
+    lines = narrow.export_text().splitlines()
+    assert all(any(f"│ {row['policy']} " in line for line in lines) for row in result["rows"]) and "┩" in lines[4]
 
 
 def test_blank_frames_reach_the_planner_and_nobody_else(
