@@ -19,6 +19,7 @@ from tests.train import runs
 RESULT = {"probe": "probes/small.json", "plan": "plans/line.json"}
 SHARES = (0.02, 0.3, 0.6, 0.9)  # of what is written in all: where the disk is full
 SLOW = {"data check": (0.5,), "report": (0.5,), "export torch": (0.5,), "train, background": (0.6,), "probe": (0.0,)}
+ALONE = ("data check", "export torch")  # too slow to be done a third time
 
 
 def contents(folder: Path, verb: str) -> dict[str, Any]:
@@ -85,8 +86,10 @@ def test_a_full_disk(verb: str, material: Material, tmp_path: Path, capsys: pyte
             assert "ake room" in words, said
             assert not taken_for_whole(small, verb)
             full += 1
+        assert not list(small.rglob(".tmp-*")) and full, "the disk was never full, or something was left"
+        if verb in ALONE:
+            return
         disk.remount(small, "size=64m")
         assert cli.main(line(material, small / "out")) == 0, capsys.readouterr().err
         assert contents(small, verb) == wanted
         assert not [p for p in small.rglob(".*") if p.name not in (".lock", ".step")], "nothing half-written is left"
-    assert full, "the disk was never full, so this has shown nothing"
