@@ -1753,7 +1753,7 @@ FAULTS = (
         "data/storage.py",
         'raise StorageError(f"{said}: truncated or replaced meanwhile. {_MEND}")',
         'raise DataError(f"{said}: truncated or replaced meanwhile. {_MEND}")',
-        FAULT + "test_shards.py::test_a_shard_that_is_another_one_at_its_next_opening",
+        FAULT + "test_shards.py::test_a_substitute_is_not_replaced_by_another_for_want_of_its_shard",
     ),
     one(
         "samples: another substitute, for want of the first one's shard",
