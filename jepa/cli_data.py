@@ -74,6 +74,7 @@ def check(
     """
     from dataclasses import fields
 
+    from jepa.data import storage
     from jepa.data.check.run import PAGE
     from jepa.data.check.run import check as run
     from jepa.data.video.scan import ScanConfig
@@ -84,8 +85,9 @@ def check(
     found = run(place, settings_of(ScanConfig, own), out, [o for o in overrides or [] if o not in own], show=True)
     page = write(found)
     if clean is not None:
-        clean.parent.mkdir(parents=True, exist_ok=True)
-        clean.write_bytes((found.folder / "clean.txt").read_bytes())
+        with storage.written_to(clean.parent, then="--clean names the list"):
+            clean.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_atomic(clean, (found.folder / "clean.txt").read_bytes())
     print_json(found.values) if as_json else _print(found, page, clean or found.folder / "clean.txt")
     assert page.name == PAGE
     if (strict and found.bad) or not found.usable:

@@ -12,6 +12,7 @@ RUN/.lock              held while a process trains
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -78,15 +79,19 @@ def lock(run_dir: Path, new: bool = True) -> Iterator[None]:
 
     Raises:
         ConfigError: another process trains in this folder, or there is no run to go on with.
+        TrainingError: the folder cannot be written to.
     """
     if new:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        with storing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
     elif not has_run(run_dir):
         raise ConfigError(f"there is no run in {run_dir} to go on with. Start it without --resume, or check --out")
     if sys.platform == "win32":  # no such locks there: a second run in one folder is not noticed
         yield
         return
-    with (run_dir / ".lock").open("a+", encoding="utf-8") as stream:
+    with storing(run_dir / ".lock"):
+        file = (run_dir / ".lock").open("a+", encoding="utf-8")
+    with contextlib.closing(file) as stream:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -98,10 +103,11 @@ def lock(run_dir: Path, new: bool = True) -> Iterator[None]:
         except OSError:  # a file system without locks: going on is better than not training at all
             yield
             return
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"process {os.getpid()} on {platform.node()}")
-        stream.flush()
+        with contextlib.suppress(OSError):  # a full disk: only who it is stays unsaid
+            stream.seek(0)
+            stream.truncate()
+            stream.write(f"process {os.getpid()} on {platform.node()}")
+            stream.flush()
         yield
 
 
@@ -227,7 +233,8 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stream = path.open("ab", buffering=0)
+        with storing(path):
+            self._stream = path.open("ab", buffering=0)
 
     def add(self, *rows: Mapping[str, Any]) -> None:
         """Append one line per mapping; numbers that are not finite become null.
@@ -278,7 +285,7 @@ def _keep_lines(path: Path, last: int) -> None:
     if not path.is_file():
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    with path.open("rb") as old, temporary.open("wb") as new:
+    with storing(path), path.open("rb") as old, temporary.open("wb") as new:
         for line in old:
             try:
                 row = json.loads(line)
@@ -289,7 +296,7 @@ def _keep_lines(path: Path, last: int) -> None:
                 new.write(line)
         new.flush()
         os.fsync(new.fileno())
-    temporary.replace(path)
+        temporary.replace(path)
 
 
 def trace_rows(batch: Batch, masks: Masks | None) -> list[dict[str, Any]]:

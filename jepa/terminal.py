@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 SURROUNDINGS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
+_FULL = "Make room, then run the same command again (a run: with --resume)"
+_FILES = "Raise the limit with `ulimit -n`, or use fewer data.workers"
+_ADVICE = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL, errno.EMFILE: _FILES, errno.ENFILE: _FILES}
+_MEMORY = (
+    "Lower train.micro_batch (features.batch of probes, --batch of extract) or data.workers and data.prefetch, or "
+    "raise the limit (`ulimit -v`, the job's --mem); a run goes on with --resume"
+)
+
+
 def print_json(value: Any) -> None:
     """As indented JSON."""
     typer.echo(json.dumps(value, indent=2, default=str))
@@ -85,14 +94,20 @@ def unexpected(error: Exception) -> int:
     if advice:
         say("error:", f"{error}\n{advice}")
         return 2
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        told = [line for line in str(error).splitlines() if "DefaultCPUAllocator" in line or "allocate" in line]
+        asked = told[0] if told else "an allocation failed"
+        say("error:", f"out of memory: {asked}\n{_MEMORY}")
+        return 2
     if type(error).__name__ == "OutOfMemoryError":
         say(
             "error:",
             f"{error}\nLower train.micro_batch or set train.activation_checkpointing=true; jepa extract: lower --batch",
         )
         return 2
-    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
-        say("error:", f"{error.strerror}: {error.filename}" if error.filename else str(error))
+    if isinstance(error, OSError) and error.errno in (*SURROUNDINGS, *_ADVICE):
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        say("error:", f"{what}. {_ADVICE.get(error.errno, 'Allow it, or name another place')}")
         return 2
     traceback.print_exception(error)
     say(

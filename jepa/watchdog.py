@@ -40,7 +40,10 @@ class Watchdog:
         self._rank, self._seconds, self._step = rank, seconds, step
         _set_here(step)
         self._report = Path(os.environ.get(PLACE) or out / f"hung-rank{rank}.txt")
-        self._beat = os.open(out / _FILE, os.O_WRONLY | os.O_CREAT, 0o644) if rank == 0 else None
+        self._beat: int | None = None
+        if rank == 0:
+            with contextlib.suppress(OSError):  # a folder that may not be written to: the next checkpoint says so
+                self._beat = os.open(out / _FILE, os.O_WRONLY | os.O_CREAT, 0o644)
         self._limit: float | None = None  # None: nothing is watched
         self._since = time.monotonic()
         self._over = threading.Event()

@@ -28,6 +28,7 @@ IJEPA, VJEPA = "methods/test_ijepa_golden.py::", "methods/test_vjepa_golden.py::
 V21, VIDEO, VIT = "methods/test_vjepa21.py::", "nn/test_video.py::", "nn/test_vit.py::"
 MASKS, MASKS3, CLIPS = "test_masks.py::", "test_masks_video.py::", "data/video/test_clips.py::"
 OPTIM, CHECK, HEADS = "test_optim.py::", "test_checkpoint.py::", "probe/test_heads.py::"
+FAULT = "faults/"
 AHEAD, ANTICIPATION, SIGHT = "probe/test_anticipate.py::", "probe/test_anticipation.py::", "methods/test_foresight.py::"
 
 DATA = (
@@ -1725,7 +1726,66 @@ ALARMS = (
     ),
 )
 
+FAULTS = (
+    one(
+        "storage: a file is written where it is read",
+        "data/storage.py",
+        'temporary = path.with_name(f".{path.name}.partial")',
+        "temporary = path",
+        FAULT + "test_two.py::test_writers_of_one_file_take_turns",
+    ),
+    one(
+        "storage: two writers of one file at a time",
+        "data/storage.py",
+        "if _lock(file, wait=True) and not _is(path, file):",
+        "if not path.exists():",
+        FAULT + "test_two.py::test_writers_of_one_file_take_turns",
+    ),
+    one(
+        "storage: what a crash left stays in front",
+        "data/storage.py",
+        "file.truncate(0)",
+        "file.truncate()",
+        FAULT + "test_two.py::test_writers_of_one_file_take_turns",
+    ),
+    one(
+        "storage: a shard that was cut off is a bad sample",
+        "data/storage.py",
+        'raise StorageError(f"{said}: truncated or replaced meanwhile. {_MEND}")',
+        'raise DataError(f"{said}: truncated or replaced meanwhile. {_MEND}")',
+        FAULT + "test_shards.py::test_a_substitute_is_not_replaced_by_another_for_want_of_its_shard",
+    ),
+    one(
+        "samples: another substitute, for want of the first one's shard",
+        "data/samples.py",
+        "raise  # another substitute now would be another sample than last time",
+        "pass",
+        FAULT + "test_shards.py::test_a_substitute_is_not_replaced_by_another_for_want_of_its_shard",
+    ),
+    one(
+        "plan: two processes make one result",
+        "plan/journal.py",
+        'storage.claim(path.with_suffix(".lock"))',
+        'path.with_suffix(".lock").open("ab")',
+        FAULT + "test_two.py::test_a_plan_that_failed_lets_others_in",
+    ),
+    one(
+        "export: replaces what somebody else has written meanwhile",
+        "export/whole.py",
+        "if replace and folder.exists():",
+        "if folder.exists():",
+        FAULT + "test_two.py::test_two_exports_to_one_folder",
+    ),
+    one(
+        "checkpoint: the newest one by the clock",
+        "checkpoint/folder.py",
+        "in sorted(numbers, reverse=True):",
+        "in sorted(numbers, key=lambda found: found[1].stat().st_mtime, reverse=True):",
+        FAULT + "test_clock.py::test_checkpoints_are_ordered_by_step_not_by_time",
+    ),
+)
+
 MUTANTS = (
     *DATA, *DECODING, *MASKING, *NETS, *METHODS, *OPTIMISING, *CHECKPOINTS, *PROBES,
-    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION, *SHARDING, *CLUSTER, *ALARMS,
+    *FROZEN_WORLDS, *PLANNING, *END_TO_END, *EPISODES, *EVALUATING, *IMAGINATION, *SHARDING, *CLUSTER, *ALARMS, *FAULTS,
 )  # fmt: skip

@@ -55,7 +55,7 @@ def write(run_dir: Path, step: int, fill: Callable[[Path], None], about: dict[st
         _sync(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = _reason(error)
+        reason = complaint(error)
         if reason is None:
             raise
         kept = ", ".join(f"step-{n}" for n in steps(run_dir)) or "none"
@@ -98,7 +98,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str | None:
+def complaint(error: Exception) -> str | None:
     """The storage's complaint in words, or None when it is not about storage."""
     if isinstance(error, OSError):
         code = error.errno

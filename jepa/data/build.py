@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from jepa import config, keyed
-from jepa.data import episode, manifest, recipe, reference, sources
+from jepa.data import episode, manifest, recipe, reference, sources, storage
 from jepa.data.assemble import Piece, assemble
 from jepa.data.encode import Bad, Schema
 from jepa.data.encoders import Encode, encoder
@@ -39,7 +40,7 @@ def build(
 
     Raises:
         ConfigError: something is wrong in the recipe.
-        DataError: nothing to read, `out` holds something else, or no image could be used.
+        DataError: nothing to read, `out` holds something else, no image could be used, or the disk is full.
     """
     wanted = recipe.load(recipe_path, overrides)
     kind, options = sources.configure(wanted.source)
@@ -62,6 +63,15 @@ def build(
         names = recipe.listed(wanted.clean)
         source.notes.append(f"only samples that are among the {len(names)} listed in {wanted.clean} were taken")
         fingerprint = hashlib.sha256("\0".join([fingerprint, *sorted(names)]).encode("utf-8", "replace")).hexdigest()
+    with storage.written_to(root):
+        return _finish(root, source, wanted, schema, missing, resolved, fingerprint, workers, progress)
+
+
+def _finish(
+    root: Path, source: Source | References, wanted: Recipe, schema: Schema, missing: dict[str, float],
+    resolved: dict[str, Any], fingerprint: str, workers: int, progress: bool,
+) -> Manifest:  # fmt: skip
+    """Write whatever a build has not written yet."""
     journal = Journal(root, {"recipe": resolved, "source": fingerprint})
     try:
         if isinstance(source, Source):
@@ -203,7 +213,8 @@ def _write_split(
                 writer, bad, number = None, [], number + 1
     except BaseException:
         if writer is not None:
-            writer.abandon()
+            with contextlib.suppress(OSError):  # the disk is full already
+                writer.abandon()
         raise
     if bad:  # the split ended with bad images only; an entry without a tar keeps them
         _fail_if_none(split, bad, journal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -79,9 +80,9 @@ class Journal:
 
     def close(self, *, finished: bool) -> None:
         """Release the folder; a finished build needs the journal no more."""
-        self._file.close()
-        if self._lock is not None:
-            self._lock.close()
+        with contextlib.suppress(OSError):  # the half line that a full disk left: dropped when it is read
+            self._file.close()
+        self._lock.close()
         if finished:
             shutil.rmtree(self.folder)
 
@@ -135,17 +136,10 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
 
 
-def _lock(path: Path) -> IO[str] | None:
+def _lock(path: Path) -> IO[bytes]:
     try:
-        import fcntl
-    except ImportError:  # Windows: two builds in one folder are the user's own care there
-        return None
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return storage.claim(path)
     except BlockingIOError:
-        file.close()
         raise DataError(
             f"another build is writing to {path.parent.parent}. Wait for it, or choose another folder"
         ) from None
-    return file

@@ -24,7 +24,7 @@ from jepa.data.clipdata import TrainClips, eval_clips
 from jepa.data.manifest import Split
 from jepa.data.order import Order
 from jepa.data.quarantine import Quarantine
-from jepa.data.remote import RemoteError
+from jepa.data.remote import StorageError
 from jepa.data.samples import TrainData
 from jepa.data.video.pool import decode_clips_in_order
 from jepa.data.windows import eval_windows, middle_windows
@@ -144,7 +144,7 @@ class _EvalDecoder(Decoder):
         for slot, i in enumerate(numbers.tolist()):
             try:
                 image = decode.decode(self.split.read(i)[0])
-            except RemoteError:
+            except StorageError:
                 raise
             except (DataError, OSError) as error:
                 raise DataError(

@@ -36,8 +36,12 @@ _TOUCH = 5.0  # seconds between two notes that a shard is in use
 _STATUS = (408, 425, 429)  # worth asking again, like everything from 500 on
 
 
-class RemoteError(DataError):
-    """The storage cannot be read; says nothing about the sample that was wanted of it."""
+class StorageError(DataError):
+    """A shard is not what it was or cannot be had, which says nothing about the sample that was wanted of it."""
+
+
+class RemoteError(StorageError):
+    """A remote storage cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,7 @@ def _fetch(url: Url, where: Path, size: int, folder: Path, limit: int) -> None:
         try:
             with partial.open("r+b") as file:
                 _download(url, file, size)
+                os.fsync(file.fileno())  # its size was right from the start: after a power cut nobody could tell
             partial.replace(where)
         finally:
             partial.unlink(missing_ok=True)
@@ -349,6 +354,6 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 __all__ = [
-    "PROTOCOLS", "Place", "RemoteError", "Url", "cached", "checked", "is_url", "listed", "local", "place", "read",
-    "room", "size_of", "touch",
+    "PROTOCOLS", "Place", "RemoteError", "StorageError", "Url", "cached", "checked", "is_url", "listed", "local",
+    "place", "read", "room", "size_of", "touch",
 ]  # fmt: skip

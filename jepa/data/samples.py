@@ -19,7 +19,7 @@ from jepa.data import augment, blank, decode
 from jepa.data.manifest import Manifest
 from jepa.data.order import Order
 from jepa.data.quarantine import Bad
-from jepa.data.remote import RemoteError
+from jepa.data.remote import StorageError
 from jepa.data.steps import Steps
 from jepa.data.video.choose import choose
 from jepa.data.workers import Loaded
@@ -98,7 +98,7 @@ class TrainData:
         if first is None:
             try:
                 return self._decode(index), index
-            except RemoteError:
+            except StorageError:
                 raise  # it says nothing about this sample, and every other one of the shard would fail alike
             except DataError as error:
                 reason = str(error)
@@ -107,12 +107,16 @@ class TrainData:
                 image = self._decode(first)
                 bad.append(Bad(g, index, self.split.place(index), reason, 0, first))
                 return image, first
+            except StorageError:
+                raise  # another substitute now would be another sample than last time
             except DataError:
                 pass
         for attempt in range(1, ATTEMPTS + 1):
             other = int(keyed.uniform("substitute", self.seed, g, 1, sub=attempt)[0] * self.size)
             try:
                 image = self._decode(other)
+            except StorageError:
+                raise
             except DataError:
                 continue
             bad.append(Bad(g, index, self.split.place(index), reason, attempt, other))

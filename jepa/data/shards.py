@@ -137,7 +137,7 @@ class ShardWriter:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = self._temporary.stat().st_size
         self._temporary.replace(self.path)
-        storage.sync_folder(self.path.parent)
+        storage.sync(self.path.parent)
         return Written(size, digest, self.part)
 
     def abandon(self) -> None:

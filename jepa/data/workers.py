@@ -171,7 +171,7 @@ def _guarded(loader: DataLoader[_Delivery]) -> Iterator[_Delivery]:
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker" not in str(error) or "DefaultCPUAllocator" in str(error):  # it lives, without memory
             raise
         raise TrainingError(
             f"a decoding process died ({error}). Mostly that is for want of memory or shared memory (/dev/shm): use "

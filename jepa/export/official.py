@@ -26,6 +26,7 @@ from jepa.config import RunConfig
 from jepa.errors import CheckpointError
 from jepa.export import files, importer
 from jepa.export.importer import Ledger
+from jepa.export.whole import whole
 from jepa.methods import base
 
 Parts = dict[str, dict[str, Tensor]]  # "encoder" | "predictor" | "target" -> our name -> tensor
@@ -266,13 +267,13 @@ def write(
         "origin": origin,
         **ledger.summary(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    # step 0: the file counts epochs of unknown length; what it says is kept under "origin"
-    checkpoint.save(folder, 0, method, None, {"imported": summary}, run)
-    (folder / "config.yaml").write_text(config.to_yaml(run), encoding="utf-8")
     record = summary | {"used_keys": ledger.used, "ignored_keys": ledger.ignored}
     text = json.dumps(record, indent=1, allow_nan=False)
-    (folder / "import.json").write_text(text + "\n", encoding="utf-8")
+    with whole(folder, "the run") as temporary:
+        # step 0: the file counts epochs of unknown length; what it says is kept under "origin"
+        checkpoint.save(temporary, 0, method, None, {"imported": summary}, run)
+        (temporary / "config.yaml").write_text(config.to_yaml(run), encoding="utf-8")
+        (temporary / "import.json").write_text(text + "\n", encoding="utf-8")
     return summary
 
 

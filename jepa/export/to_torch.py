@@ -5,6 +5,7 @@ The batch has any size, and so have images and clips where the model can (see `j
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -51,8 +52,10 @@ def untraceable(program: Program, tracer: str, error: Exception) -> CheckpointEr
 def write(program: Program, folder: Path) -> Path:
     """FOLDER/NAME.pt2."""
     file = folder / f"{program.name}.pt2"
+    made = io.BytesIO()  # torch's own writer of files ends the whole process when the disk is full
     with quiet():
-        torch.export.save(traced(program), file)
+        torch.export.save(traced(program), made)
+    file.write_bytes(made.getbuffer())
     return file
 
 

@@ -10,8 +10,6 @@ The files are made in a folder beside OUT, read back as a stranger would, compar
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from jepa.export.graphs import DTYPES, can_resize, encoder_program, patch_of
 from jepa.export.programs import Program
 from jepa.export.subject import Asked, Subject
 from jepa.export.verify import Check, compare, equal_bits
+from jepa.export.whole import whole
 from jepa.methods.rssm import RSSM
 from jepa.methods.world import History, WorldModel
 
@@ -60,8 +59,8 @@ def export(
 
     Raises:
         ConfigError: a format, type, size or layer that this model does not have, or a package that is missing.
-        CheckpointError: no usable checkpoint, a target folder with something in it, or an export that does not give
-            what the model gives. Nothing half-written is left.
+        CheckpointError: no usable checkpoint, a target folder with something in it, a full disk, or an export that
+            does not give what the model gives. Nothing half-written is left, and an earlier export stays.
     """
     if form not in FORMATS:
         raise ConfigError(unknown_key(f"--format {form}", form, list(FORMATS)).replace("key", "format"))
@@ -70,10 +69,7 @@ def export(
     _check_target(folder, force)
     found = subject.load(run, asked)
     _check_format(found, form)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with whole(folder, "the export", replace=force) as temporary:
         batch, real = subject.real_inputs(found)
         made = _programs(found) if form in ("torch", "onnx") else []
         record = _record(found, form, made)
@@ -83,11 +79,6 @@ def export(
         record["checks"] = [check.to_dict() for check in checks]
         _write_json(temporary / to_safetensors.RECORD, record)
         (temporary / "README.md").write_text(card.text(found, form, record, checks, real), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     if to_hub:
         push.upload(folder, to_hub)
     return Done(folder, checks, real, _notes(found, form))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jepa import environment
 from jepa.config import ClipConfig
-from jepa.data import Split, eval_batches, eval_clips
+from jepa.data import Split, eval_batches, eval_clips, storage
 from jepa.data.arrays import Values
 from jepa.data.clipdata import read_video
 from jepa.data.encode import Encoded
@@ -36,7 +36,7 @@ from jepa.data.video.probe import probe
 from jepa.errors import ConfigError, DataError, JepaError
 from jepa.extract import plan as planning
 from jepa.extract.plan import ExtractConfig, Job, Plan
-from jepa.extract.work import Work, full_disk
+from jepa.extract.work import Work
 from jepa.probe.featureset import CLIP_FRAMES, EXTENSION
 from jepa.probe.run import pick_device
 
@@ -210,7 +210,7 @@ def _write_split(
     split = plan.data.splits[jobs[0].split]
     made = {"device": device.type, "batch": plan.batch, "torch": torch.__version__}
     for job in jobs:
-        with full_disk(work.root), work.claim(job), _writer(work.path(job), split) as writer:
+        with storage.written_to(work.root), work.claim(job), _writer(work.path(job), split) as writer:
             at = job.start
             while at < job.stop:
                 numbers, tensors = next(batches)

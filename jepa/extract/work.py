@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -33,8 +32,6 @@ from jepa.errors import ConfigError, DataError
 from jepa.extract.plan import Job, Plan
 from jepa.probe.featureset import CLIP_FRAMES, UNFINISHED, About
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 class Work:
     """An extraction's folder, taken up or begun.
@@ -52,7 +49,7 @@ class Work:
             raise DataError(f"{root} is a file. Give a folder for the features")
         if root.is_dir() and not self.folder.is_dir() and any(root.iterdir()):
             raise DataError(f"{root} holds other files. Give an empty or new folder for the features")
-        with full_disk(root):
+        with storage.written_to(root):
             self._begin()
 
     def path(self, job: Job) -> Path:
@@ -93,7 +90,7 @@ class Work:
 
     def end(self) -> bool:
         """Write the manifest if every shard is finished; whether the features are complete."""
-        with full_disk(self.root), contextlib.ExitStack() as stack:
+        with storage.written_to(self.root), contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(_locked(self.folder / "lock"))
             except FileNotFoundError:  # another process was last and has tidied up
@@ -207,20 +204,6 @@ def _about(values: Any, file: Path) -> About:
     except ConfigError as error:
         raise DataError(
             f"{file} was written by another version of this program ({error}). Extract into another folder"
-        ) from None
-
-
-@contextlib.contextmanager
-def full_disk(root: Path) -> Iterator[None]:
-    """A full disk in words; nothing that was finished is lost by it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DataError(
-            f"the disk is full ({error.strerror}) while writing to {root}. Make room and run the same command again: "
-            "finished shards are kept"
         ) from None
 
 

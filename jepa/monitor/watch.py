@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jepa import keyed
 from jepa.config import RunConfig
 from jepa.data import Batch, Manifest, Split, centre_batches
-from jepa.data.remote import RemoteError
+from jepa.data.remote import StorageError
 from jepa.errors import ConfigError, DataError
 from jepa.methods.base import Method
 from jepa.methods.world import WorldModel
@@ -157,7 +157,7 @@ class Monitor:
         try:
             (batch,) = centre_batches(split, data, len(indices), indices)
             return batch
-        except RemoteError:
+        except StorageError:
             raise  # every other one would fail alike, after as long a wait
         except DataError:
             if len(indices) == 1:

@@ -1,4 +1,4 @@
-"""What a planning run has finished so far, so that an interrupted one goes on where it was."""
+"""What a planning run has finished so far, so that an interrupted one goes on where it was. One process writes it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jepa.data import storage
+from jepa.errors import ConfigError
+
 
 class Journal:
     """A header, then a line for each finished episode of each policy, and one for what planning a batch took."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        """Open the journal of the same work, or begin a new one: another header means other work."""
+        """Open the journal of the same work, or begin a new one: another header means other work.
+
+        Raises:
+            ConfigError: another process is making the same result.
+        """
         self.path = path
         self.trials: dict[tuple[str, int], dict[str, Any]] = {}  # (policy, number of the problem)
         self.took: list[dict[str, Any]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = storage.claim(path.with_suffix(".lock"))
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is planning for the same result ({path.parent}). Wait for it, or write to another "
+                "file with --out"
+            ) from None
         lines = _lines(path)
         if not lines or lines[0] != json.loads(json.dumps(header)):
             lines = [header]
-            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-        else:  # a line cut off by the interruption goes
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        # a line cut off by the interruption goes; whole or not at all, for it may be the work of days
+        storage.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         for line in lines[1:]:
             self._take(line)
 
@@ -37,6 +49,11 @@ class Journal:
     def remove(self) -> None:
         """The result was written."""
         self.path.unlink(missing_ok=True)
+        self.path.with_suffix(".lock").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others plan for the same result."""
+        self._lock.close()
 
     def _take(self, line: dict[str, Any]) -> None:
         for entry in line["batch"]:

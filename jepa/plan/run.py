@@ -8,10 +8,10 @@ RUN/plans until the result is written.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def plan(
         CheckpointError: no usable checkpoint.
         ConfigError: no world model, or a suite that does not fit it: other actions, frames of another size, a horizon
             beyond what it was trained for, the training split, ...
-        DataError: episodes that cannot be read, or an environment that fails in every one.
+        DataError: episodes that cannot be read, an environment that fails in every one, or a full disk.
     """
     began = time.perf_counter()
     settings = load_suite(suite, overrides)
@@ -88,14 +88,16 @@ def plan(
     protocol.check_comparable([same, *beside])
     weights = folder.manifest(path)["files"][folder.MODEL]["sha256"]
     made_of = {"settings": config.to_dict(settings), "weights": weights, "task": task}
-    arenas = _Arenas(settings)
-    try:
+    with contextlib.ExitStack() as held:
+        held.enter_context(storage.written_to(out.parent))
+        arenas = _Arenas(settings)
+        held.callback(arenas.close)
         space = ready.action_space(arenas.get(0), settings, model, origin)
         planner = Planner(model.to(place), run_config.data, settings, space, place)
         arenas.size = ready.check_frames(arenas.get(0), found[0], settings)
         if settings.together > 1:
             ready.check_company((arenas.get(0), arenas.get(1)), found[0])
-        journal = Journal(out.with_name(f".{out.stem}.journal.jsonl"), made_of)
+        journal = held.enter_context(contextlib.closing(Journal(out.with_name(f".{out.stem}.journal.jsonl"), made_of)))
         who = [PLANNER, *(policy.name for policy in scripted(settings))]
         with _progress(progress) as bar:
             bar.start(len(who) * len(found), len(journal.trials))
@@ -109,25 +111,23 @@ def plan(
                         arenas.renew([trial])
                         journal.add([result.entry(policy.name, trial)])
                         bar.advance(1)
-    finally:
-        arenas.close()
-    made = {
-        **same,
-        "checkpoint": path.name,
-        "seed": run_config.seed,
-        "rows": [result.row(name, found, journal, settings) for name in who],
-        "episodes": [result.episode(problem, who, journal) for problem in found],
-        "notes": result.notes(settings, found, journal),
-        "pictures": sorted(str(p.relative_to(out.parent)) for p in out.with_suffix("").glob("*.*")),
-        "published": config.to_dict(settings.published),
-        "settings": made_of["settings"],
-        "device": place.type,
-        "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
-        "seconds": round(time.perf_counter() - began, 2),
-        "cost": result.cost(journal, len(found), cost.imagine_flops(run_config, settings.planner.horizon)),
-    }
-    storage.write_json(out, made)
-    journal.remove()
+        made = {
+            **same,
+            "checkpoint": path.name,
+            "seed": run_config.seed,
+            "rows": [result.row(name, found, journal, settings) for name in who],
+            "episodes": [result.episode(problem, who, journal) for problem in found],
+            "notes": result.notes(settings, found, journal),
+            "pictures": sorted(str(p.relative_to(out.parent)) for p in out.with_suffix("").glob("*.*")),
+            "published": config.to_dict(settings.published),
+            "settings": made_of["settings"],
+            "device": place.type,
+            "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
+            "seconds": round(time.perf_counter() - began, 2),
+            "cost": result.cost(journal, len(found), cost.imagine_flops(run_config, settings.planner.horizon)),
+        }
+        storage.write_json(out, made)
+        journal.remove()
     return {**made, "file": str(out)}
 
 
@@ -212,7 +212,7 @@ class _Bar:
         self._progress.advance(self._task, episodes)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(shown: bool) -> Iterator[_Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(

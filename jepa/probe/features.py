@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jepa import config as configuration
-from jepa.data import Manifest, Split, eval_batches, eval_clips
+from jepa.data import Manifest, Split, eval_batches, eval_clips, storage
 from jepa.errors import ConfigError
 from jepa.probe import tokens
 from jepa.probe.clips import ClipsConfig, average_features, embed_clips
@@ -387,6 +387,7 @@ def _write(file: Path, features: Tensor, source: Source) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({"features": features.contiguous()}, temporary, metadata={"source": source.name})
+        storage.sync(temporary)
         temporary.replace(file)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):

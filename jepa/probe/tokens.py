@@ -232,6 +232,8 @@ class Sink:
             self._temporary.parent.mkdir(parents=True, exist_ok=True)
             with self._temporary.open("wb") as stream:
                 np.save(stream, raw.numpy(), allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
             self._temporary.replace(self._file)
         except OSError as error:
             with suppress(OSError):

@@ -116,5 +116,7 @@ def _write(path: Path, text: str) -> Path:
         storage.write_atomic(path, text.encode())
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"cannot write the report to {path}: {reason}. Give another file with --out") from None
+        raise ConfigError(
+            f"cannot write the report to {path}: {reason}. Make room, or give another file with --out"
+        ) from None
     return path

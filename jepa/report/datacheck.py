@@ -98,7 +98,10 @@ def write(found: Result) -> Path:
     try:
         storage.write_atomic(found.folder / PAGE, page.encode("utf-8", "replace"))
     except OSError as error:
-        raise DataError(f"cannot write {found.folder / PAGE}: {error.strerror or error}") from None
+        raise DataError(
+            f"cannot write {found.folder / PAGE}: {error.strerror or error}. Make room, or name another folder with "
+            "--out"
+        ) from None
     return found.folder / PAGE
 
 

@@ -20,6 +20,7 @@ from jepa.data.order import Order
 from jepa.data.remote import RemoteError, Url
 from jepa.data.samples import TrainData
 from jepa.errors import ConfigError, DataError
+from tests import disk
 from tests.data.conftest import write_tars
 from tests.data.webserver import Server
 
@@ -135,6 +136,35 @@ def test_the_one_read_longest_ago_goes_first(server: Server, tmp_path: Path, mon
     third = remote.local(urls[2])
     assert files(tmp_path / "cache") == sorted([first, third]) and not left.exists()
     assert third.read_bytes() == (server.folder / "part-002.tar").read_bytes()
+
+
+def test_a_clock_that_was_set_back(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that were read in the future go last, which costs a transfer and nothing else."""
+    urls = [Url(f"{server.url}/part-{i:03d}.tar") for i in range(3)]
+    for url in urls[:2]:
+        os.utime(remote.local(url), (4e9, 4e9))
+    room = max((server.folder / url.name).stat().st_size for url in urls) * 2
+    monkeypatch.setenv("JEPA_CACHE_GB", str(room / 1e9))
+    for url in [*urls, *urls]:
+        assert remote.local(url).read_bytes() == (server.folder / url.name).read_bytes()
+        assert sum(path.stat().st_size for path in files(tmp_path / "cache")) <= room
+
+
+def test_a_cache_on_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the server's, and no part of a shard is left that could be taken for it."""
+    url = Url(f"{server.url}/part-001.tar")
+    with disk.small(tmp_path / "small", "16k") as small:
+        disk.needed(small)
+        monkeypatch.setenv("JEPA_CACHE", str(small / "cache"))
+        with pytest.raises(RemoteError, match=r"cannot be kept in .*: No space left on device.*JEPA_CACHE"):
+            remote.local(url)
+        assert files(small / "cache") == []
+        disk.remount(small, "size=16m")
+        assert remote.local(url).read_bytes() == (server.folder / url.name).read_bytes()
+        disk.remount(small, "ro")
+        assert remote.local(url).is_file()  # what is there may be read
+        with pytest.raises(RemoteError, match=r"cannot be kept in .*: Read-only file system.*JEPA_CACHE"):
+            remote.local(Url(f"{server.url}/part-002.tar"))
 
 
 def test_faults_that_pass(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,7 +308,7 @@ def test_a_full_disk_is_said_and_gone_on_after(run, probe_data, whole, tmp_path)
         done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
         if limit < sizes[0]:
             assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-            assert re.search(r"the disk is full .*Make room and run the same command again", done.stderr)
+            assert re.search(r"the disk is full .*Make room. Run the same command again", done.stderr)
             assert list(out.glob("*/*.tar")) == [] and list(out.glob("*/.*")) == []  # nothing half-written
         else:
             assert done.returncode == 0, done.stderr

@@ -100,7 +100,8 @@ def check(
         return _checked(job, tasks, known, wanted, folder, title, what, show)
     except OSError as error:
         raise DataError(
-            f"cannot write to {error.filename or folder}: {error.strerror or error}. Name another folder with --out"
+            f"cannot write to {error.filename or folder}: {error.strerror or error}. Make room, or name another folder "
+            "with --out"
         ) from None
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jepa.data import storage
 from jepa.data.quarantine import Bad
-from jepa.data.remote import RemoteError
+from jepa.data.remote import StorageError
 from jepa.data.video.crew import Crew, Job, Lost
 from jepa.data.workers import Loaded
 from jepa.errors import DataError, JepaError, TrainingError
@@ -191,7 +191,7 @@ class _Maker:
             return False
         number, decoder = int(micro.numbers[position]), self.decoder
         why = result.reason if isinstance(result, Lost) else str(result)
-        if isinstance(result, RemoteError) or (isinstance(result, JepaError) and not isinstance(result, DataError)):
+        if isinstance(result, StorageError) or (isinstance(result, JepaError) and not isinstance(result, DataError)):
             return self._fail(micro, position, result)
         where = decoder.place(decoder.index(number, 0))
         micro.reasons.setdefault(position, why)

@@ -1,0 +1,88 @@
+"""A clock that jumps: what is measured, waited for, or ordered must not notice."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from jepa import checkpoint
+from jepa.train import train
+from jepa.watch.read import RunFolder
+from tests.hygiene.tree import PACKAGE, modules
+from tests.tiny import run_config
+from tests.train import runs
+
+# who may ask for the time of day, and for what: all of it is shown to people or names things, nothing waits for it
+ASK = {
+    "attempts.py": "when a roll-back happened",
+    "bench/everything.py": "the date of a table",
+    "bench/interrupt.py": "a benchmark on one machine, against times of files",
+    "environment.py": "when a run was started",
+    "report/build.py": "the date of a page",
+    "report/datacheck.py": "the date of a page",
+    "restarts.py": "when a run was started",
+    "slurm/ends.py": "when a start began, against SLURM's own times in whole seconds",
+    "slurm/submit.py": "names of submissions",
+    "watch/read.py": "how long a run has been quiet",
+}
+
+
+def test_who_asks_for_the_time_of_day() -> None:
+    """Durations, deadlines and cadences come from clocks that cannot be set (time.monotonic, time.perf_counter)."""
+    found = set()
+    for name, source in modules(PACKAGE):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if (node.value.id, node.attr) in {("time", "time"), ("time", "time_ns"), ("time", "strftime")}:
+                    found.add(name)
+                if node.value.id == "datetime" and node.attr in ("now", "today", "utcnow"):
+                    found.add(name)
+    assert found == set(ASK), f"new: {found - set(ASK)}; gone: {set(ASK) - found}"
+
+
+def test_a_run_whose_clock_jumps_at_every_look(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a day forwards and two backwards, with a watchdog, a checkpoint in the background and rates in every line."""
+    settings = ("train.step_seconds=100", "train.checkpoint_async=true", "train.keep=0")
+    train(run_config(tiny_data, *settings), tmp_path / "steady", quiet=True)
+    real, jumps = time.time, itertools.cycle((86_400.0, -172_800.0, 0.0))
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    began = time.monotonic()
+    assert train(run_config(tiny_data, *settings), tmp_path / "jumping", quiet=True).step == 12
+    seconds = time.monotonic() - began
+    runs.assert_bit_equal(runs.tensors(tmp_path / "jumping", 12), runs.tensors(tmp_path / "steady", 12))
+    rows = [json.loads(line) for line in (tmp_path / "jumping/metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    assert len(rows) == 12
+    assert all(row["images_per_s"] > 8 / seconds and 0 <= row["data_wait"] <= 1 for row in rows)
+    assert 0 < rows[-1]["device_seconds"] < seconds
+
+
+def test_checkpoints_are_ordered_by_step_not_by_time(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(run_config(tiny_data, "train.keep=0"), out, quiet=True)
+    for step, when in ((0, 4e9), (5, 2e9), (10, 1e9), (12, 1e6)):  # the newest one is of 1970, the oldest of 2096
+        for path in (out / "checkpoints" / f"step-{step}").iterdir():
+            os.utime(path, (when, when))
+        os.utime(out / "checkpoints" / f"step-{step}", (when, when))
+    assert checkpoint.latest(out).name == "step-12"
+    assert train(run_config(tiny_data, "train.keep=2"), out, resume=True, quiet=True).step == 12
+    assert checkpoint.folder.prune(out, keep=2) == [0, 5]
+
+
+def test_the_age_of_a_run_is_never_below_nothing(tiny_data: Path, tmp_path: Path) -> None:
+    """Files from the future: the clock was set back while it trained."""
+    out = tmp_path / "run"
+    train(run_config(tiny_data), out, quiet=True)
+    for name in ("metrics.jsonl", ".step", "config.yaml"):
+        os.utime(out / name, (4e9, 4e9))
+    run = RunFolder(out)
+    run.refresh()
+    assert run.idle == 0.0 and run.state == "finished"
