@@ -339,25 +339,25 @@ def cancel(run: Path, job: str | None = None) -> list[str]:
     return [entry.job for entry, _ in entries]
 
 
-def requeue(run: Path, job: str | None = None) -> list[str]:
+def requeue(run: Path, job: str | None = None) -> dict[str, str]:
     """Let running jobs, or one that failed minutes ago, go on from their last checkpoint; waiting ones start at once.
 
     Returns:
-        A sentence for each.
+        A sentence for each job, by its id.
 
     Raises:
         ConfigError: there is no live one, or SLURM refuses.
     """
-    told = []
+    told = {}
     for entry, seen in _live(run, job, "requeue"):
         if seen.state == "PENDING":
             # nodes refuse what SLURM has signed before, or in the very second in which, they have ended the last start
             queue.call("scontrol", "update", f"JobId={entry.job}", "StartTime=now+2")
-            told.append(f"job {entry.job} was waiting already; it starts as soon as there is room")
+            told[entry.job] = f"job {entry.job} was waiting already; it starts as soon as there is room"
         else:
             queue.call("scontrol", "requeue", entry.job)
             stops = "stops and " if seen.live else ""
-            told.append(f"job {entry.job} {stops}goes on from its last checkpoint when SLURM starts it again")
+            told[entry.job] = f"job {entry.job} {stops}goes on from its last checkpoint when SLURM starts it again"
     return told
 
 
