@@ -186,6 +186,8 @@ def jobs(
 ) -> None:
     """Every run's job: state, step, loss, ETA, restarts, node, last line of its log."""
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise ConfigError(f"--json goes behind the verb: jepa jobs {context.invoked_subcommand} RUN --json")
         return
     from jepa.slurm import jobs as looking
 

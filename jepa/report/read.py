@@ -200,7 +200,7 @@ def _json(path: Path, notes: list[str]) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.name} could not be read ({error}).")
         return None
 
