@@ -134,8 +134,8 @@ def look(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | st
             f"{found} was imported and has no optimiser state, so it cannot be resumed. Start a new run from its "
             f"weights: --init-from {out} with another --out"
         )
-    state, old = checkpoint.read_state(found), checkpoint.read_config(out)
-    step = int(state["step"])
+    state, old = checkpoint.read_state(found, *rundir.COMPARED), checkpoint.read_config(out)
+    step: int = state["step"]
     if extend:
         old = _longer(plan, old, state)
     old, future = _with_future(plan, old, step)

@@ -66,6 +66,8 @@ MAY_CHANGE_INEXACT = (
     "train.sharding",
 )
 
+COMPARED = ("precision", "world", "dataset")  # what else is compared: the state of a run that goes on must say it
+
 # --- one writer ---------------------------------------------------------------------------------------------------
 
 
