@@ -173,17 +173,15 @@ def _results(folder: Path, needed: str, notes: list[str]) -> list[dict[str, Any]
     return found
 
 
-def _sound(value: Any) -> bool:
+def _sound(result: dict[str, Any]) -> bool:
     """Whether what is drawn of a result has the types that it is written with."""
-    if isinstance(value, list):
-        return all(map(_sound, value))
-    if not isinstance(value, dict):
-        return True
-    numbers = all(is_number(v) for k, v in value.items() if k in _NUMBERS and v is not None)
-    lists = all(isinstance(v, list) for k, v in value.items() if k in ("rows", "notes", "published") and v is not None)
-    cost = value.get("cost")
-    measured = cost is None or (isinstance(cost, dict) and all(is_number(v) for k, v in cost.items() if k in _COST))
-    return numbers and lists and measured and all(map(_sound, value.values()))
+    lists = [result.get(name) or [] for name in ("rows", "notes", "published")]
+    cost = result.get("cost") or {}
+    if not all(isinstance(found, list) for found in lists) or not isinstance(cost, dict):
+        return False
+    rows = [row for row in lists[0] if isinstance(row, dict)]
+    numbers = [v for row in (result, *rows) for k, v in row.items() if k in _NUMBERS and v is not None]
+    return all(map(is_number, [*numbers, *(v for k, v in cost.items() if k in _COST)]))
 
 
 def open_runs(paths: Iterable[Path | str]) -> list[Run]:
