@@ -321,7 +321,11 @@ class Manifest:
 
 def _read(root: Path) -> dict[str, Any]:
     path = root / FILE
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a folder above that this user may not enter
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    if not there:
         if (root / ".build").is_dir():
             raise DataError(f"{root} is an unfinished build. Run the same `jepa data build` command again to finish it")
         state = f"{root} has no {FILE}" if root.is_dir() else f"{resources.shown(root)} is not a folder"

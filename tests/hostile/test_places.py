@@ -84,7 +84,7 @@ def test_another_user_without_a_home_and_a_package_that_is_read_only(lab: Lab, g
         words, place = " ".join(one["words"]), str(theirs)
         own = place not in words or one["words"][0] == "inspect" or words.endswith(str(work / "others"))
         assert one["code"] == (0 if own else 2), one
-        assert "Traceback" not in one["err"] and (own or place in one["err"]), one
+        assert "Traceback" not in one["err"] and (own or place in one["err"]), one  # its data only root may see
         if "probe" in words and not own:
             assert "read-only" in one["err"] and "Copy the run" in one["err"], "told before the work, not after it"
     assert not list(site.rglob("*.pyc"))
