@@ -26,7 +26,7 @@ from jepa.cli_slurm import jobs_app, submit
 from jepa.cli_watch import serve, watch
 from jepa.errors import AGAIN, FOUND, INTERRUPTED, ConfigError, JepaError
 from jepa.options import Json, Overrides, complete, settings_of
-from jepa.terminal import flushed, print_facts, print_json, print_table, say, set_up_logging, unexpected
+from jepa.terminal import flushed, print_facts, print_json, print_table, say, set_up_logging, unexpected, write_anything
 
 # as help lists them: in the order of the job
 VERBS = (
@@ -122,6 +122,7 @@ def train(
     tracker: Annotated[
         list[str] | None, typer.Option(help="Another accelerate tracker besides TensorBoard (wandb, …); repeatable.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Pretrain. Each of --resume, --extend and --init-from is a different thing; see docs/checkpoints.md."""
     settings, folder = options.run_settings(config, overrides or [], out, debug, tracker or [])
@@ -133,9 +134,14 @@ def train(
 
     ranks.join()  # under srun
     ended = run(settings, folder, resume=resume, extend=longer, init_from=init_from, trace=trace, monitor=Monitor)
+    first = os.environ.get("RANK", "0") == "0"
+    if as_json and first:
+        from jepa.watch import RunFolder
+
+        print_json(RunFolder(folder).now() | {"checkpoint": ended.checkpoint, "stopped": ended.stopped})
     if ended.stopped:
         raise typer.Exit(AGAIN if ended.again else INTERRUPTED)
-    if os.environ.get("RANK", "0") == "0":
+    if first and not as_json:
         typer.echo(f"{folder} is at step {ended.step}. Next: jepa probe {folder} --suite NAME; jepa report {folder}")
 
 
@@ -185,6 +191,7 @@ def extract(
     shard_samples: options.ShardSamples = 1024,
     shard_bytes: options.ShardBytes = 300_000_000,
     shard_of: options.ShardOf = None,
+    as_json: Json = False,
 ) -> None:
     """Write the frozen encoder's features to shards that every probe reads. Run again to go on."""
     given = options.extract_settings(locals())
@@ -193,7 +200,8 @@ def extract(
     from jepa.extract import extract as run_extract
 
     wanted = config.build(ExtractConfig, given)
-    typer.echo(run_extract(run, data, out, wanted, device=device, share=options.share(shard_of)).summary())
+    done = run_extract(run, data, out, wanted, device=device, share=options.share(shard_of))
+    print_json(done.to_dict()) if as_json else typer.echo(done.summary())
 
 
 @app.command(rich_help_panel=MAIN)
@@ -203,13 +211,17 @@ def report(
     device: Annotated[str, typer.Option(help="Where the encoder runs for pictures: auto, cpu, cuda, mps.")] = "auto",
     live: Annotated[bool, typer.Option("--live", help="Serve it on this machine, made anew when runs change.")] = False,
     port: Annotated[int, typer.Option(help="With --live; 0: any that is free.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML file: curves, health, masks, features, probes, settings, cost."""
     if live:
+        if as_json:
+            raise ConfigError("--live serves a page and --json prints its figures: give one of them")
         return serve(runs, out, device, port)
-    from jepa.report import build_report
+    from jepa.report import build_report, summaries
 
-    typer.echo(build_report(runs, out, device))
+    page = build_report(runs, out, device)
+    print_json({"page": page, **summaries(runs)}) if as_json else typer.echo(page)
 
 
 @app.command(rich_help_panel=MAIN)
@@ -218,11 +230,14 @@ def show(
     overrides: Overrides = None,
     what: Annotated[list[str] | None, typer.Option(help="masks, pca, attention, neighbours; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: RUN/pictures.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Draw what the encoder sees as PNG and GIF. Settings: data, split, samples, layer, query, foreground, device."""
     from jepa.report import sheets
 
     done = sheets.save_pictures(run, out or run / "pictures", what or (), settings_of(sheets.Settings, overrides))
+    if as_json:
+        return print_json({"pictures": done.paths, "left_out": done.left_out})
     typer.echo("\n".join([*map(str, done.paths), *(f"no {k}: {reason}" for k, reason in done.left_out.items())]))
 
 
@@ -231,12 +246,16 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, run and report.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
     chapter: Annotated[list[str] | None, typer.Option(help="images, video, world; repeatable. Default: all.")] = None,
+    as_json: Json = False,
 ) -> None:
     """The whole job on embedded data, from shards to plans and a report. Run again after an interruption to go on."""
     from jepa import demo as whole
 
-    if whole.demo(out, seed, whole.chosen(chapter or ())) is None:
+    found = whole.demo(out, seed, whole.chosen(chapter or ()))
+    if found is None:
         raise typer.Exit(INTERRUPTED)
+    if as_json:
+        print_json(found)
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -267,11 +286,15 @@ def import_(
         typer.Option("--from", help="ijepa, vjepa, vjepa2, vjepa21, vjepa2-ac, dinowm, transformers, timm."),
     ] = "ijepa",
     overrides: Overrides = None,
+    as_json: Json = False,
 ) -> None:
     """Make a run folder from an official checkpoint; every key is used, ignored for a stated reason, or an error."""
     from jepa.export import import_checkpoint
 
-    print_facts(import_checkpoint(checkpoint, source, to, overrides))
+    facts = import_checkpoint(checkpoint, source, to, overrides)
+    if as_json:
+        return print_json({"run": to, **facts})
+    print_facts(facts)
     typer.echo(f"{to} is a run now: jepa probe {to} --suite NAME dataset=DIR")
 
 
@@ -308,6 +331,7 @@ def main(arguments: list[str] | None = None, failed: Callable[[Exception], None]
 
     `failed` is called with the error that ends it, before that is shown.
     """
+    write_anything()
     try:
         app(args=arguments, prog_name="jepa")
     except SystemExit as stop:

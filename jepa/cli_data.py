@@ -24,11 +24,15 @@ def build(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the data set to.")],
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(help="Processes that encode images or look through tars; 0: this one.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Turn what a recipe names into shards and a manifest. Run again after an interruption to go on."""
     from jepa.data.build import build as run
+    from jepa.data.facts import facts
 
     manifest = run(recipe, out, overrides=overrides, workers=workers)
+    if as_json:
+        return print_json(facts(manifest))
     for name, split in manifest.splits.items():
         typer.echo(f"{name}: {len(split)} {manifest.media}s in {len(split.shard_sizes)} shards")
     for note in manifest.notes:
@@ -43,11 +47,13 @@ def build(
 def show(
     folder: Annotated[Path, typer.Argument(help="A folder made by `jepa data build`.")],
     picture: Annotated[Path | None, typer.Option(help="PNG file of the contact sheet; default: in the folder.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Print counts and sizes of a data set and write a contact sheet."""
     from jepa.data.show import show as run
 
-    typer.echo(run(folder, picture).text)
+    found = run(folder, picture)
+    print_json(found.values) if as_json else typer.echo(found.text)
 
 
 @data_app.command("check")

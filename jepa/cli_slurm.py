@@ -77,8 +77,9 @@ def submit(
     for note in dict.fromkeys(note for work in works for note in work.notes):
         typer.echo(f"note: {note}", err=True)
     if dry_run:
-        typer.echo(submission.script(planned))
-        return
+        script = submission.script(planned)
+        shown = {"runs": [work.run_dir for work in works], "script": script}
+        return print_json(shown) if as_json else typer.echo(script)
     entries = submission.submit(planned)
     if as_json:
         return print_json([{"run": str(entry.run_dir), **entry.values} for entry in entries])
@@ -185,6 +186,8 @@ def jobs(
 ) -> None:
     """Every run's job: state, step, loss, ETA, restarts, node, last line of its log."""
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise ConfigError(f"--json goes behind the verb: jepa jobs {context.invoked_subcommand} RUN --json")
         return
     from jepa.slurm import jobs as looking
 
@@ -215,16 +218,18 @@ def jobs_logs(
 
 
 @jobs_app.command("cancel")
-def jobs_cancel(run: Run, job: Job = None) -> None:
+def jobs_cancel(run: Run, job: Job = None, as_json: Json = False) -> None:
     """End a run's jobs, or those of every run in a folder. Training saves first; it goes on with --resume."""
     from jepa.slurm import jobs as looking
 
-    typer.echo(f"cancelled: {', '.join(looking.cancel(run, job))}")
+    ended = looking.cancel(run, job)
+    print_json({"cancelled": ended}) if as_json else typer.echo(f"cancelled: {', '.join(ended)}")
 
 
 @jobs_app.command("requeue")
-def jobs_requeue(run: Run, job: Job = None) -> None:
+def jobs_requeue(run: Run, job: Job = None, as_json: Json = False) -> None:
     """Let a run's job start anew from its last checkpoint, on other nodes perhaps; a waiting one starts at once."""
     from jepa.slurm import jobs as looking
 
-    typer.echo("\n".join(looking.requeue(run, job)))
+    told = looking.requeue(run, job)
+    print_json({"requeued": told}) if as_json else typer.echo("\n".join(told.values()))

@@ -89,6 +89,8 @@ def planned(
     """
     if init_from is not None and (resume or extend is not None):
         raise ConfigError("--init-from starts a new run, --resume and --extend go on with one: give only one of them")
+    if init_from is not None:
+        checkpoint.resolve(init_from, files=())  # while there is no folder yet
     return validate(extended(config, out, extend) if extend is not None else config, place)
 
 
@@ -132,8 +134,8 @@ def look(plan: Plan, out: Path, resume: bool, extend: bool, init_from: Path | st
             f"{found} was imported and has no optimiser state, so it cannot be resumed. Start a new run from its "
             f"weights: --init-from {out} with another --out"
         )
-    state, old = checkpoint.read_state(found), checkpoint.read_config(out)
-    step = int(state["step"])
+    state, old = checkpoint.read_state(found, *rundir.COMPARED), checkpoint.read_config(out)
+    step: int = state["step"]
     if extend:
         old = _longer(plan, old, state)
     old, future = _with_future(plan, old, step)
@@ -335,18 +337,16 @@ def agree(accelerator: Accelerator, value: T) -> T:
     """Rank 0's value, on every rank."""
     if accelerator.num_processes == 1:
         return value
-    box = [value]
-    broadcast_object_list(box)
+    broadcast_object_list(box := [value])
     return box[0]
 
 
 def introduce(stage: Stage) -> str:
     """What begins with a phase, in words."""
     sizes = []
-    for source in stage.sources:
-        size = source.data.config.size
+    for size, batch in ((source.data.config.size, source.batch) for source in stage.sources):
         kind, shape = base.kind_of(size), "x".join(map(str, size))
-        sizes.append(f"{source.batch} {kind}s of {shape}")
+        sizes.append(f"{batch} {kind}s of {shape}")
     steps = stage.stop - stage.start
     return f"phase {stage.name}: {steps} steps from step {stage.start}, each of {' and '.join(sizes)}"
 

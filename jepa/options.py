@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from jepa import resources
+from jepa import resources, verbosity
 from jepa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +37,17 @@ def complete(kind: str) -> Callable[[str], list[str]]:
     return found
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+def _json_alone(context: typer.Context, wanted: bool) -> bool:
+    """Standard output is for the document; everything else goes to standard error."""
+    if wanted and not context.resilient_parsing:
+        verbosity.keep_stdout()
+        context.call_on_close(verbosity.give_stdout_back)
+    return wanted
+
+
+Json = Annotated[
+    bool, typer.Option("--json", callback=_json_alone, help="Print one JSON document (docs/json.md) instead of text.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the fastest here.")]
 
 # `jepa extract`

@@ -25,6 +25,11 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
 
 
+def shown(path: Path) -> str:
+    """A path that was not found, for a message: of a relative one also where it was looked for."""
+    return str(path) if path.is_absolute() else f"{path} (in {Path.cwd()})"
+
+
 def find(kind: str, name: str | Path) -> Path:
     """Path of a YAML file given as a path, or as the name of a shipped one ('ijepa-vit-s16').
 

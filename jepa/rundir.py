@@ -67,6 +67,8 @@ MAY_CHANGE_INEXACT = (
     "train.sharding",
 )
 
+COMPARED = ("precision", "world", "dataset")  # what else is compared: the state of a run that goes on must say it
+
 # --- one writer ---------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +85,10 @@ def lock(run_dir: Path, new: bool = True) -> Iterator[None]:
     """
     if new:
         with storing(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise ConfigError(f"{run_dir} cannot be a run folder: it, or what it would be in, is a file") from None
     elif not has_run(run_dir):
         raise ConfigError(f"there is no run in {run_dir} to go on with. Start it without --resume, or check --out")
     if sys.platform == "win32":  # no such locks there: a second run in one folder is not noticed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -34,8 +36,22 @@ _MEMORY = (
 
 
 def print_json(value: Any) -> None:
-    """As indented JSON."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    """As indented JSON in plain ASCII, the whole of standard output; a number that is not finite is null."""
+    verbosity.give_stdout_back()
+    typer.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: paths and the like as text, one-element arrays as numbers."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)  # of numpy and torch
 
 
 def print_table(table: Table) -> None:
@@ -58,6 +74,13 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             print_facts(value, indent + "  ")
         else:
             typer.echo(f"{indent}{key}: {value}")
+
+
+def write_anything() -> None:
+    """A name or a sign that the terminal or locale has no letter for is escaped; printing it would end the verb."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging() -> None:

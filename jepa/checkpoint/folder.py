@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from jepa import resources
 from jepa.errors import CheckpointError, TrainingError
 
 FORMAT, VERSION = "jepa-checkpoint", 1
@@ -160,9 +161,11 @@ def manifest(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{file} does not describe a {FORMAT} (format: {FORMAT!r} is missing)")
     if values.get("version") != VERSION:
+        made = values.get("versions")
+        by = f", jepa {made['jepa']}" if isinstance(made, dict) and "jepa" in made else ""
         raise CheckpointError(
             f"{path} has format version {values.get('version')!r}, this program reads {VERSION}. "
-            "Use the program version that wrote it"
+            f"Use the program version that wrote it{by}"
         )
     return values
 
@@ -240,7 +243,9 @@ def resolve(path: Path | str, files: Iterable[str] | None = None) -> Path:
     if path.is_file() or (not path.exists() and path.suffix in _PICKLED):
         raise CheckpointError(_refusal(path))
     if not path.is_dir():
-        raise CheckpointError(f"no such run or checkpoint: {path}. Give a run folder or RUN/checkpoints/step-N")
+        raise CheckpointError(
+            f"no such run or checkpoint: {resources.shown(path)}. Give a run folder or RUN/checkpoints/step-N"
+        )
     if (path / MANIFEST).is_file() or (path / COMPLETE).is_file() or _NAME.fullmatch(path.name):
         wrong = problem(path, files)
         if wrong is not None:

@@ -127,13 +127,26 @@ def load_optim(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) 
     optimizer.load_state_dict(plain_state)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The loop's state saved with a checkpoint."""
+def read_state(path: Path, *needed: str) -> dict[str, Any]:
+    """The loop's state saved with a checkpoint: "step", and what is `needed`.
+
+    Raises:
+        CheckpointError: not readable, or without one of these.
+    """
+    file = path / folder.STATE
     try:
-        values = json.loads((path / folder.STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path / folder.STATE}: {error}") from None
-    assert isinstance(values, dict), f"{path / folder.STATE} holds {type(values).__name__}, expected a mapping"
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        raise CheckpointError(
+            f"{file} does not say at which step it was saved. It was changed; give another checkpoint"
+        )
+    if missing := [name for name in needed if name not in values]:
+        raise CheckpointError(
+            f"{file} has no {missing[0]!r}: another version of this program wrote it, and the run cannot go on here. "
+            "Start a new one from its weights: --init-from"
+        )
     return values
 
 

@@ -53,8 +53,15 @@ class Journal:
         if not lines:
             storage.write_atomic(path, (json.dumps(header, sort_keys=True) + "\n").encode())
         else:
-            _same(root, json.loads(lines[0]), header)
-            self.entries = self._usable([Entry(**json.loads(line)) for line in lines[1:]])
+            try:
+                began, entries = dict(json.loads(lines[0])), [Entry(**json.loads(line)) for line in lines[1:]]
+            except (ValueError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f"{path} is damaged, or of another version of this program ({error}). Delete {root}, or build into "
+                    "another folder"
+                ) from None
+            _same(root, began, header)
+            self.entries = self._usable(entries)
             kept = lines[: 1 + len(self.entries)]
             storage.write_atomic(path, ("\n".join(kept) + "\n").encode())
         self._file = path.open("a", encoding="utf-8")
@@ -106,7 +113,7 @@ def _complete_lines(path: Path) -> list[str]:
     """Lines ended by a newline; the last one may have been cut by a crash."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     return text[: text.rfind("\n") + 1].splitlines()
 
 

@@ -29,6 +29,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from jepa import resources
 from jepa.data import arrays, labelmap, remote, storage
 from jepa.data.arrays import Array
 from jepa.data.remote import Place, Url
@@ -320,11 +321,18 @@ class Manifest:
 
 def _read(root: Path) -> dict[str, Any]:
     path = root / FILE
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a folder above that this user may not enter
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    if not there:
         if (root / ".build").is_dir():
             raise DataError(f"{root} is an unfinished build. Run the same `jepa data build` command again to finish it")
-        state = "has no manifest.json" if root.is_dir() else "is not a folder"
-        raise DataError(f"{root} {state}. Give a folder made by `jepa data build datasets/NAME.yaml --out {root}`")
+        state = f"{root} has no {FILE}" if root.is_dir() else f"{resources.shown(root)} is not a folder"
+        raise DataError(
+            f"{state}. Give a folder made by `jepa data build datasets/NAME.yaml --out DIR`; data.path=DIR says where "
+            "that of a run is now"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

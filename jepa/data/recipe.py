@@ -114,6 +114,8 @@ def listed(path: str) -> frozenset[str]:
     except OSError as error:
         raise DataError(f"cannot read clean={path}: {error.strerror or error}") from None
     names = frozenset(text.split("\n")) - {""}
+    if "\0" in text:
+        raise DataError(f"clean={path} is no list of samples: it lists the samples to use, one name a line")
     if not names:
         raise DataError(f"clean={path} is empty: it lists the samples to use, one name a line")
     return names

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from jepa.data import augment, decode, labelmap, storage
 from jepa.data.arrays import Array
-from jepa.data.manifest import EXTENSION, EXTENSIONS, LENGTH, VIDEOS, Manifest, Split
+from jepa.data.facts import facts
+from jepa.data.manifest import VIDEOS, Manifest, Split
 from jepa.data.video.decode import decode as decode_video
 from jepa.data.video.probe import probe
 from jepa.errors import DataError
@@ -29,7 +29,7 @@ class Summary:
 
     text: str
     picture: Path
-    counts: dict[str, dict[str, int]]  # split -> class -> samples
+    values: dict[str, Any]  # the same for programs: see `facts`; unreadable samples, picture, split shown
 
 
 def show(folder: str | Path, out: str | Path | None = None, *, split: str | None = None, count: int = 96) -> Summary:
@@ -59,35 +59,25 @@ def show(folder: str | Path, out: str | Path | None = None, *, split: str | None
         raise DataError(
             f"cannot write {picture}: {error.strerror or error}. Name another file with --picture"
         ) from None
-    counts = {k: _class_counts(v, found.classes) for k, v in found.splits.items()}
-    return Summary(_text(found, counts, name, picture, unreadable), picture, counts)
+    values = facts(found) | {"unreadable": unreadable, "picture": str(picture), "shown": name}
+    return Summary(_text(found, values), picture, values)
 
 
-def _class_counts(split: Split, classes: list[str]) -> dict[str, int]:
-    numbers, counts = np.unique(np.asarray(split.labels), return_counts=True)
-    return {
-        ("no label" if n < 0 else classes[n] if n < len(classes) else str(n)): c
-        for n, c in zip(numbers.tolist(), counts.tolist(), strict=True)
-    }
-
-
-def _text(found: Manifest, counts: dict[str, dict[str, int]], shown: str, picture: Path, unreadable: list[str]) -> str:
+def _text(found: Manifest, values: dict[str, Any]) -> str:
     lines = [f"{found.name}  ({found.root})", f"licence  {found.licence}", f"content  {found.hash[:16]}"]
-    smallest, largest = found.image.get("smallest"), found.image.get("largest")
+    smallest, largest = values["smallest"], values["largest"]
     if smallest and largest and max(largest) > 0:
         lines.append(f"{found.media + 's':8} {_size(smallest)} to {_size(largest)} pixels (height x width)")
-    for name, split in found.splits.items():
-        kinds = Counter(EXTENSIONS[e] for e in np.asarray(split.index[:, EXTENSION]).tolist())
-        stored = int(np.asarray(split.index[:, LENGTH]).sum())
+    for name, split in values["splits"].items():
         lines.append(
-            f"{name:8} {len(split):,} {found.media}s in {len(split.shards)} shards, {_bytes(stored)} "
-            f"({', '.join(kinds)}), {len(np.unique(split.originals)):,} originals"
+            f"{name:8} {split['samples']:,} {found.media}s in {split['shards']} shards, {_bytes(split['bytes'])} "
+            f"({', '.join(split['files'])}), {split['originals']:,} originals"
         )
-        if split.map_names:
-            lines.append(f"{'':8} label maps: {', '.join(split.map_names)}")
-        if found.media == "video" and len(split):
-            lines.append(f"{'':8} {_lengths(np.asarray(split.video))}")
-        listed = [f"{k} {v:,}" for k, v in counts[name].items()]
+        if split["maps"]:
+            lines.append(f"{'':8} label maps: {', '.join(split['maps'])}")
+        if "videos" in split:
+            lines.append(f"{'':8} {_lengths(split['videos'])}")
+        listed = [f"{k} {v:,}" for k, v in split["classes"].items()]
         more = f", and {len(listed) - _SHOWN_CLASSES} more classes" if len(listed) > _SHOWN_CLASSES else ""
         lines.append(f"{'':8} {', '.join(listed[:_SHOWN_CLASSES])}{more}")
     lines += [f"array    {_array(name, array)}" for name, array in found.arrays.items()]
@@ -95,8 +85,8 @@ def _text(found: Manifest, counts: dict[str, dict[str, int]], shown: str, pictur
     if found.bad_count:
         lines.append(f"left out {found.bad_count:,} {found.media}s that could not be used, such as:")
         lines += [f"{'':8} {b['source']}: {b['reason']}" for b in found.bad[:5]]
-    lines += [f"unreadable {text}" for text in unreadable[:5]]
-    lines.append(f"picture  {picture} ({shown})")
+    lines += [f"unreadable {text}" for text in values["unreadable"][:5]]
+    lines.append(f"picture  {values['picture']} ({values['shown']})")
     return "\n".join(lines)
 
 
@@ -167,16 +157,14 @@ def _pictures(split: Split, i: int, frames: int) -> list[Tensor]:
     return list(decode_video(data, indices, facts=facts).pixels)
 
 
-def _lengths(video: npt.NDArray[np.float64]) -> str:
+def _lengths(videos: dict[str, Any] | None) -> str:
     """How long the videos are, and how many frames they have."""
-    known = video[video[:, 0] > 0]
-    if not len(known):
+    if videos is None:
         return "lengths not known (read in place)"
-    (low, slow, short), (high, fast, long) = known.min(0), known.max(0)
-    hours = known[:, 2].sum() / 3600
+    (low, high), (slow, fast), (short, long) = videos["frames"], videos["fps"], videos["seconds"]
     return (
         f"{low:,.0f} to {high:,.0f} frames, {slow:g} to {fast:g} per second, {short:.2f} to {long:.2f} s, "
-        f"{hours:.2f} hours in all"
+        f"{videos['hours']:.2f} hours in all"
     )
 
 

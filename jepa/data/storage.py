@@ -105,6 +105,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_writable(path: Path) -> None:
+    """Before work whose result shall go to `path`; writes nothing.
+
+    Raises:
+        DataError: the folder that it would be in, or be made in, cannot be written by this user.
+    """
+    above = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise DataError(
+            f"cannot write {path}: {above} is read-only for this user, or no folder. Copy the run to a folder of your "
+            "own (config.yaml and the newest of its checkpoints will do)"
+        )
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """A file with `data`, complete or not there at all, even after a power cut. Of several writers the last one wins.
 

@@ -71,9 +71,9 @@ def _describe_export(folder: Path) -> dict[str, Any]:
             "programs": values["programs"],
             "versions": values["versions"],
         }
-    except KeyError as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder / to_safetensors.RECORD} is not whole (no {error}): export the run again"
+            f"{folder / to_safetensors.RECORD} is not whole ({error!r}): export the run again"
         ) from None
     return {name: value for name, value in facts.items() if value not in ({}, None)}
 

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,10 @@ class Extracted:
     def rate(self) -> float:
         """Samples a second."""
         return self.samples / self.seconds if self.samples else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {"folder": str(self.out), **{k: v for k, v in vars(self).items() if k != "out"}, "rate": self.rate}
 
     def summary(self) -> str:
         """For people."""

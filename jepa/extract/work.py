@@ -113,7 +113,7 @@ class Work:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 return
             if file.is_file():
-                self._compare(_about(json.loads(file.read_text(encoding="utf-8")), file), "unfinished features")
+                self._compare(_about(self._planned(), file), "unfinished features")
             else:
                 text = json.dumps(configuration.to_dict(wanted), indent=1)
                 storage.write_atomic(file, text.encode())
@@ -187,8 +187,14 @@ class Work:
         return found | {CLIP_FRAMES: Array(size=clip.frames, dtype="int64")}
 
     def _planned(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
-        return found
+        file = self.folder / "plan.json"
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{file} is damaged ({error}). Delete {self.root}, or extract into another folder"
+            ) from None
+        return found if isinstance(found, dict) else {}
 
     def _piece(self, job: Job) -> tuple[Piece, str]:
         with np.load(self.folder / f"{job.name}.npz", allow_pickle=False) as found:

@@ -271,10 +271,10 @@ def _earlier(run_dir: Path | None) -> dict[int, dict[str, float]]:
     path = run_dir / "metrics.jsonl" if run_dir else None
     if path is None or not path.is_file():
         return found
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue
         health = {k: v for k, v in values.items() if k.startswith("health/")} if isinstance(values, dict) else {}
         if health and isinstance(values.get("step"), int):

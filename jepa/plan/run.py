@@ -81,6 +81,7 @@ def plan(
     if place.type == "cpu":
         keep_freed_memory()
     out = out or run_dir / FOLDER / f"{settings.name}.json"
+    storage.check_writable(out)
     found, origin = problems(settings, ready.open_manifest(settings, run_config), run_config.data)
     task = result.task_of(settings, origin)
     same = {"suite": settings.name, "run": str(run_dir), "protocol": settings.protocol, "task": task}

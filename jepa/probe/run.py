@@ -72,6 +72,8 @@ def probe(
     path = checkpoint.resolve(run, files=_FILES) if kept is None else kept.root
     run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
     run_config = checkpoint.read_config(path) if kept is None else kept.about.run_config()
+    out = out or run_dir / "probes" / f"{settings.name}.json"
+    storage.check_writable(out)
     place = pick_device(device)
     meter = energy.Meter(place)
     if settings.probes.frames:
@@ -96,7 +98,7 @@ def probe(
         "seconds": round(time.perf_counter() - start, 2),
         "cost": meter.cost() | ({"flops_per_sample": flops} if flops is not None else {}),
     }
-    storage.write_json(out or run_dir / "probes" / f"{settings.name}.json", result)
+    storage.write_json(out, result)
     return result
 
 

@@ -19,8 +19,11 @@ from jepa import config as configuration
 from jepa.config import RunConfig
 from jepa.data import Manifest
 from jepa.errors import ConfigError, DataError
+from jepa.probe.suite import PROTOCOL
 
 Line = dict[str, Any]
+_COST = ("device_seconds", "joules", "model_steps", "flops", "flops_per_sample")
+_NUMBERS = ("n_test", "n_clusters", "chance", "seconds", "failed")  # or null
 
 
 @dataclass
@@ -144,12 +147,8 @@ def open_run(path: Path | str) -> Run:
     run.abandoned = [x for x in left if is_number(x.get("step"))]
     environment = _json(path / "environment.json", run.notes)
     run.environment = environment if isinstance(environment, dict) else {}
-    for probe in sorted((path / "probes").glob("*.json")):
-        result = _json(probe, run.notes)
-        if isinstance(result, dict) and isinstance(result.get("rows"), list):
-            run.probes.append({"suite": probe.stem, **result, "rows": [r for r in result["rows"] if _is_row(r)]})
-        elif result is not None:
-            run.notes.append(f"probes/{probe.name} is not a probe result and was left out.")
+    for result in _results(path / "probes", "rows", run.notes):
+        run.probes.append(result | {"rows": [r for r in result["rows"] if _is_row(r)]})
     run.rollouts = _results(path / "rollouts", "latent", run.notes)
     run.plans = _results(path / "plans", "rows", run.notes)
     run.checkpoints = checkpoint.steps(path)
@@ -157,15 +156,32 @@ def open_run(path: Path | str) -> Run:
 
 
 def _results(folder: Path, needed: str, notes: list[str]) -> list[dict[str, Any]]:
-    """Result files of a folder that hold what is `needed`."""
+    """Result files of a folder that hold what is `needed`, by a protocol that this program knows."""
     found = []
     for file in sorted(folder.glob("*.json")):
         result = _json(file, notes)
-        if isinstance(result, dict) and isinstance(result.get(needed), dict | list):
+        name = f"{folder.name}/{file.name}"
+        if isinstance(result, dict) and result.get("protocol", PROTOCOL) != PROTOCOL:
+            notes.append(
+                f"{name} was measured by protocol {result['protocol']!r}, this program knows {PROTOCOL!r}: it was left "
+                "out. Use the program version that made it, or measure again."
+            )
+        elif isinstance(result, dict) and isinstance(result.get(needed), dict | list) and _sound(result):
             found.append({"suite": file.stem, **result})
         elif result is not None:
-            notes.append(f"{folder.name}/{file.name} is not a result of jepa and was left out.")
+            notes.append(f"{name} is not a result of jepa that this version reads, and was left out.")
     return found
+
+
+def _sound(result: dict[str, Any]) -> bool:
+    """Whether what is drawn of a result has the types that it is written with."""
+    lists = [result.get(name) or [] for name in ("rows", "notes", "published")]
+    cost = result.get("cost") or {}
+    if not all(isinstance(found, list) for found in lists) or not isinstance(cost, dict):
+        return False
+    rows = [row for row in lists[0] if isinstance(row, dict)]
+    numbers = [v for row in (result, *rows) for k, v in row.items() if k in _NUMBERS and v is not None]
+    return all(map(is_number, [*numbers, *(v for k, v in cost.items() if k in _COST)]))
 
 
 def open_runs(paths: Iterable[Path | str]) -> list[Run]:
@@ -200,7 +216,7 @@ def _json(path: Path, notes: list[str]) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.name} could not be read ({error}).")
         return None
 

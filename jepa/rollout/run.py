@@ -64,6 +64,8 @@ def rollout(
     settings = load_suite(suite, overrides)
     path = checkpoint.resolve(run, files=(folder.MODEL, folder.CONFIG))
     run_dir = path.parent.parent if path.parent.name == folder.FOLDER else path
+    out = run_dir / "rollouts" / f"{settings.name}.json"
+    storage.check_writable(out)
     place = pick_device(device)
     run_config, model, normalise = open_world(path, place)
     _check_horizon(model, settings)
@@ -104,7 +106,7 @@ def rollout(
         "versions": {"jepa": jepa.__version__, "torch": torch.__version__},
         "seconds": round(time.perf_counter() - begin, 2),
     }
-    storage.write_json(run_dir / "rollouts" / f"{settings.name}.json", result)
+    storage.write_json(out, result)
     return result
 
 

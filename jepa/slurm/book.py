@@ -70,7 +70,7 @@ def add(run_dir: Path, values: Mapping[str, Any]) -> Entry:
 def read(run_dir: Path) -> list[Entry]:
     """Every job of a run, the newest last. A line that was cut off by a crash is left out."""
     try:
-        lines = (run_dir / FILE).read_text(encoding="utf-8").splitlines()
+        lines = (run_dir / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []
@@ -79,7 +79,7 @@ def read(run_dir: Path) -> list[Entry]:
             values = json.loads(line)
         except ValueError:
             continue
-        if {"job", "key", "time", "stamp", "root", "logs"} <= set(values):
+        if isinstance(values, dict) and {"job", "key", "time", "stamp", "root", "logs"} <= set(values):
             found.append(Entry(run_dir.absolute(), values))
     return found
 

@@ -113,7 +113,7 @@ def _precision(settings: RunConfig, out: Path, resume: bool, profile: Profile) -
     """What it will be on the nodes, which may have other hardware than this machine."""
     wanted = settings.train.precision
     if wanted == "auto" and resume and rundir.has_run(out):
-        state = checkpoint.read_state(checkpoint.find(out, files=(folder.STATE,))[0])
+        state = checkpoint.read_state(checkpoint.find(out, files=(folder.STATE,))[0], "precision")
         saved: environment.Resolved = state["precision"]
         return saved
     if wanted == "auto" and profile.device == "cuda":

@@ -174,7 +174,7 @@ def _progress(run_dir: Path) -> dict[str, Any]:
 def restarts(run_dir: Path) -> int:
     """Times that the run was started again, by SLURM or by hand."""
     try:
-        return max(0, len((run_dir / "restarts.jsonl").read_text(encoding="utf-8").splitlines()) - 1)
+        return max(0, len((run_dir / "restarts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()) - 1)
     except OSError:
         return 0
 
@@ -339,38 +339,39 @@ def cancel(run: Path, job: str | None = None) -> list[str]:
     return [entry.job for entry, _ in entries]
 
 
-def requeue(run: Path, job: str | None = None) -> list[str]:
+def requeue(run: Path, job: str | None = None) -> dict[str, str]:
     """Let running jobs, or one that failed minutes ago, go on from their last checkpoint; waiting ones start at once.
 
     Returns:
-        A sentence for each.
+        A sentence for each job, by its id.
 
     Raises:
         ConfigError: there is no live one, or SLURM refuses.
     """
-    told = []
+    told = {}
     for entry, seen in _live(run, job, "requeue"):
         if seen.state == "PENDING":
             # nodes refuse what SLURM has signed before, or in the very second in which, they have ended the last start
             queue.call("scontrol", "update", f"JobId={entry.job}", "StartTime=now+2")
-            told.append(f"job {entry.job} was waiting already; it starts as soon as there is room")
+            told[entry.job] = f"job {entry.job} was waiting already; it starts as soon as there is room"
         else:
             queue.call("scontrol", "requeue", entry.job)
             stops = "stops and " if seen.live else ""
-            told.append(f"job {entry.job} {stops}goes on from its last checkpoint when SLURM starts it again")
+            told[entry.job] = f"job {entry.job} {stops}goes on from its last checkpoint when SLURM starts it again"
     return told
 
 
 def _live(run: Path, job: str | None, what: str) -> list[tuple[Entry, Seen]]:
-    seen = queue.mine()
     runs = find([run]) if job is None and run.is_dir() and not (run / book.FILE).is_file() else [run]
     entries = [of_run(run, job)] if job is not None or not runs else [e for r in runs for e in book.read(r)]
+    entries = entries or [of_run(run)]  # which says that there is none, before SLURM is asked
+    seen = queue.mine()
     found = [(e, s) for e in entries if (s := e.seen(seen)) is not None and s.live]
-    if what == "requeue" and not found and entries:  # SLURM starts an ended job again while it remembers it
+    if what == "requeue" and not found:  # SLURM starts an ended job again while it remembers it
         ended = entries[-1].seen(seen)
         found = [(entries[-1], ended)] if ended is not None and ended.state != "COMPLETED" else []
     if not found:
-        last = entries[-1] if entries else of_run(run)
+        last = entries[-1]
         state = states([last], seen)[id(last)].state
         again = f"jepa submit train {_short(last.run_dir)} --resume --cluster NAME"
         hint = f". Submit it again: {again}" if what == "requeue" and last.key == "train" else ""

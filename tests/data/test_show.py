@@ -18,7 +18,7 @@ from tests.data.conftest import encoded, picture, write_tars
 def test_counts_and_picture(digits: Path, tmp_path: Path) -> None:
     summary = show(digits, tmp_path / "sheet.png", count=24)
     labels = Manifest.open(digits).split("val").labels
-    assert summary.counts["val"] == {str(c): int((labels == c).sum()) for c in np.unique(labels)}
+    assert summary.values["splits"]["val"]["classes"] == {str(c): int((labels == c).sum()) for c in np.unique(labels)}
     assert "120 images in 3 shards" in summary.text and "40x40 to 40x40" in summary.text
     sheet = np.asarray(Image.open(summary.picture))
     assert sheet.shape == (2 * (96 + 14 + 4) + 4, 12 * 100 + 4, 3) and sheet.std() > 20

@@ -136,7 +136,7 @@ def test_a_run_whose_data_set_is_gone_keeps_its_numbers(runs: Runs, tmp_path: Pa
     text = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(re.sub(r"path: \S+", "path: gone/data", text, count=1))
     page = Page(build_report([moved]).read_text(encoding="utf-8"))
-    assert page.text.count("gone/data is not a folder") == 5  # masks, features, attention, neighbours, data card
+    assert page.text.count("gone/data (in ") == 5  # masks, features, attention, neighbours, data card
     assert "Linear probe, top-1" in page.text
 
 

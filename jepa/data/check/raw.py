@@ -43,7 +43,7 @@ def find(place: Path, changes: Sequence[str] = ()) -> list[Source]:
     if place.suffix in (".yaml", ".yml") or not place.exists():
         return [_named(place, changes)]
     if changes:
-        raise ConfigError(f"{', '.join(changes)}: no setting of a check, and {place} is no recipe to be changed")
+        raise unchangeable(place, changes)
     if place.is_dir():
         there = {p.suffix[1:].lower() for p in place.rglob("*") if not p.name.startswith(".")}
         kinds = [kind for kind, wanted in _KINDS.items() if there & set(wanted)]
@@ -55,6 +55,11 @@ def find(place: Path, changes: Sequence[str] = ()) -> list[Source]:
         return [source for source in found if isinstance(source, Source)]
     listed = [str(path) for path in find_videos(place)]
     return [Source({"": listed}, _Files(), [])]
+
+
+def unchangeable(place: Path, changes: Sequence[str]) -> ConfigError:
+    """The error for settings that are none of the check, where there is no recipe that they could be of."""
+    return ConfigError(f"{', '.join(changes)}: no setting of a check, and {place} is no recipe to be changed")
 
 
 def _named(place: Path, changes: Sequence[str]) -> Source:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from jepa.data import progress, storage
 from jepa.data.check import sheet, together
 from jepa.data.check.columns import Columns
-from jepa.data.check.raw import Made, find
+from jepa.data.check.raw import Made, find, unchangeable
 from jepa.data.checkup import Stored
 from jepa.data.manifest import FILE, Manifest
 from jepa.data.video.scan import STATUSES, ScanConfig, results, verdict
@@ -83,6 +83,8 @@ def check(
     wanted = config or ScanConfig()
     job: Stored | Made
     if (place / FILE).is_file() or (place / ".build").is_dir():
+        if changes:
+            raise unchangeable(place, changes)
         found = Manifest.open(place)
         job = Stored(found, wanted)
         known = together.Known(
