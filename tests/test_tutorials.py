@@ -6,14 +6,18 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 import jepa
+from jepa.data.build import build
 from jepa.data.video.write import Coding, write
 from tests import tutorials
+from tests.data.test_lerobot import write_v30
 from tests.hygiene.tree import ROOT
 from tests.tutorials import Reader
 
@@ -37,16 +41,20 @@ def draw(kind: int, number: int) -> np.ndarray:
     return picture
 
 
+def paint(folder: Path, count: int) -> None:
+    for kind, name in enumerate(("bars", "discs")):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(draw(kind, number)).save(folder / name / f"{number}.png")
+
+
 def losses(run: str) -> list[float]:
     lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
     return [entry["loss"] for line in lines if "loss" in (entry := json.loads(line))]
 
 
 def test_own_images(desk: Path) -> None:
-    for kind, name in enumerate(("bars", "discs")):
-        (desk / "pictures" / name).mkdir(parents=True)
-        for number in range(40):
-            Image.fromarray(draw(kind, number)).save(desk / "pictures" / name / f"{number}.png")
+    paint(desk / "pictures", 40)
     files = sorted((desk / "pictures").rglob("*.png"))[:3]
     reader = Reader("train-on-your-own-images", {"/path/to/images": str(desk / "pictures")}, {"files": files})
     reader.follow()
@@ -58,13 +66,59 @@ def test_own_images(desk: Path) -> None:
 def test_own_videos(desk: Path) -> None:
     for kind, name in enumerate(("bars", "discs")):
         (desk / "films" / name).mkdir(parents=True)
-        for number in range(15):
+        for number in range(12):
             still = draw(kind, number)
-            frames = np.stack([np.roll(still, 2 * t, axis=1) for t in range(16)])
+            frames = np.stack([np.roll(still, (2 * t, t), axis=(1, 0)) for t in range(16)])
             (desk / "films" / name / f"{number}.mp4").write_bytes(write(frames, 8, Coding(gop=4)))
+    paint(desk / "pictures", 12)
+    build("folder", desk / "data/own", overrides=[f"source.path={desk / 'pictures'}"], progress=False)
     Reader("train-on-your-own-videos", {"/path/to/videos": str(desk / "films")}).follow()
     assert len(losses("runs/own-mix-debug")) > 0
     assert Path("runs/own-videos/report.html").stat().st_size > 10_000
+
+
+def walk(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A white square pushed about: frames uint8 (24, 32, 32, 3), actions (23, 2) in pixels, its place (24, 2)."""
+    chance = np.random.default_rng(number)
+    place = np.clip(16 + np.cumsum(chance.integers(-2, 3, (24, 2)), axis=0), 3, 28)
+    frames = np.zeros((24, 32, 32, 3), dtype=np.uint8)
+    for frame, (x, y) in zip(frames, place, strict=True):
+        frame[y - 2 : y + 3, x - 2 : x + 3] = 255
+    return frames, np.diff(place, axis=0).astype(np.float32), place.astype(np.float32)
+
+
+def test_own_robot(desk: Path) -> None:
+    with h5py.File("demos.hdf5", "w") as file:
+        for number in range(3):
+            frames, action, state = walk(number)
+            demo = file.create_group(f"data/demo_{number}")
+            demo["actions"] = np.concatenate([action, action[-1:]])
+            demo["obs/agentview_image"], demo["obs/robot0_eef_pos"] = frames, state
+    write_v30(desk / "lerobot")
+    places = {"/my/lerobot": str(desk / "lerobot"), "/my/demos.hdf5": str(desk / "demos.hdf5")}
+    names: dict[str, Any] = {"recordings": lambda: [walk(number) for number in range(30)]}
+    reader = Reader("train-on-your-own-robot", places, names)
+    reader.follow()
+    found = json.loads(Path("runs/robot/rollouts/robot-rollout.json").read_text())
+    assert found["ratios"]["copy"]["value"] and "gripper" in json.dumps(found)
+    assert reader.names["agent"].stats.summary()["calls_per_step"] > 0
+
+
+def test_export(desk: Path) -> None:
+    runs.make(desk / "runs/demo", "demo")
+    runs.make(desk / "runs/demo-world", "demo-world")
+    reader = Reader("export")
+    reader.follow()
+    made = [Path(folder) for folder in ("runs/demo/exports/transformers", "encoder-timm", "encoder-onnx", "world")]
+    assert all((folder / "export.json").is_file() for folder in made)
+    assert len(reader.names["ours"]) > 10
+
+
+def test_features(desk: Path, tiny_data: Path) -> None:
+    """Not a tutorial of the site, but its three readers of features are as easily wrong."""
+    world = {"frames": walk(0)[0]}
+    assert world
+    Reader("extract-features").follow()
 
 
 def test_a_new_method(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,9 @@ class Fence:
 
 
 def verb_of(words: list[str]) -> str:
-    return " ".join(words[: 2 if words[0] in {"data", "bench", "jobs"} and words[1:2] != [] else 1])
+    """`jepa jobs --in X` is jobs, `jepa jobs logs X` is jobs logs."""
+    two = words[0] in {"data", "bench", "jobs"} and words[1:2] != [] and not words[1].startswith("-")
+    return " ".join(words[: 1 + two])
 
 
 def fences(page: str) -> list[Fence]:
