@@ -18,7 +18,9 @@ from jepa.data.build import build
 from jepa.data.video.write import Coding, write
 from tests import tutorials
 from tests.data.test_lerobot import write_v30
+from tests.export import runs
 from tests.hygiene.tree import ROOT
+from tests.tiny import build_walks
 from tests.tutorials import Reader
 
 
@@ -77,9 +79,8 @@ def test_own_videos(desk: Path) -> None:
     assert Path("runs/own-videos/report.html").stat().st_size > 10_000
 
 
-def walk(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def walk(chance: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A white square pushed about: frames uint8 (24, 32, 32, 3), actions (23, 2) in pixels, its place (24, 2)."""
-    chance = np.random.default_rng(number)
     place = np.clip(16 + np.cumsum(chance.integers(-2, 3, (24, 2)), axis=0), 3, 28)
     frames = np.zeros((24, 32, 32, 3), dtype=np.uint8)
     for frame, (x, y) in zip(frames, place, strict=True):
@@ -90,13 +91,13 @@ def walk(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_own_robot(desk: Path) -> None:
     with h5py.File("demos.hdf5", "w") as file:
         for number in range(3):
-            frames, action, state = walk(number)
+            frames, action, state = walk(np.random.default_rng(number))
             demo = file.create_group(f"data/demo_{number}")
             demo["actions"] = np.concatenate([action, action[-1:]])
             demo["obs/agentview_image"], demo["obs/robot0_eef_pos"] = frames, state
     write_v30(desk / "lerobot")
     places = {"/my/lerobot": str(desk / "lerobot"), "/my/demos.hdf5": str(desk / "demos.hdf5")}
-    names: dict[str, Any] = {"recordings": lambda: [walk(number) for number in range(30)]}
+    names: dict[str, Any] = {"recordings": lambda: [walk(np.random.default_rng(number)) for number in range(30)]}
     reader = Reader("train-on-your-own-robot", places, names)
     reader.follow()
     found = json.loads(Path("runs/robot/rollouts/robot-rollout.json").read_text())
@@ -115,10 +116,14 @@ def test_export(desk: Path) -> None:
 
 
 def test_features(desk: Path, tiny_data: Path) -> None:
-    """Not a tutorial of the site, but its three readers of features are as easily wrong."""
-    world = {"frames": walk(0)[0]}
-    assert world
-    Reader("extract-features").follow()
+    """No tutorial of the site, but its examples are as easily wrong."""
+    runs.make(desk / "runs/digits", "demo")
+    runs.make(desk / "runs/lewm", "lewm")
+    build_walks(desk / "data/tworoom", 6, 4, lambda chance: dict(zip(("frames", "action", "state"), walk(chance))))
+    reader = Reader("extract-features", {"data/digits": str(tiny_data)})
+    reader.follow()
+    assert reader.names["labels"] and reader.names["state"].shape == (4, 16, 2) == (*reader.names["z"].shape[:2], 2)
+    assert reader.names["x"].shape == (64, 24)
 
 
 def test_a_new_method(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
