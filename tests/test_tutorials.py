@@ -119,7 +119,8 @@ def test_features(desk: Path, tiny_data: Path) -> None:
     """No tutorial of the site, but its examples are as easily wrong."""
     runs.make(desk / "runs/digits", "demo")
     runs.make(desk / "runs/lewm", "lewm")
-    build_walks(desk / "data/tworoom", 6, 4, lambda chance: dict(zip(("frames", "action", "state"), walk(chance))))
+    names = ("frames", "action", "state")
+    build_walks(desk / "data/tworoom", 6, 4, lambda chance: dict(zip(names, walk(chance), strict=True)))
     reader = Reader("extract-features", {"data/digits": str(tiny_data)})
     reader.follow()
     assert reader.names["labels"] and reader.names["state"].shape == (4, 16, 2) == (*reader.names["z"].shape[:2], 2)
@@ -146,3 +147,26 @@ def test_every_tutorial_is_followed_and_what_is_skipped_says_why() -> None:
         for fence in tutorials.fences(page):
             assert fence.skipped is None or len(fence.skipped.split()) > 3, f"{page}: why is it skipped?"
             assert fence.language, f"docs/{page}.md: a fence without a language is not run:\n{fence.text}"
+
+
+@pytest.mark.parametrize(
+    ("fence", "said"),
+    [
+        ("```sh\njepa data shwo x\n```", "exit code 2"),
+        ("```sh\njepa train demo optim.lrr=1\n```", "exit code 2"),
+        ("```sh\nls no-such-file  # a comment\n```", "no-such-file"),
+        ("```sh\npip install '.[vidoe]'\n```", "vidoe"),
+        ("<!-- test: train a.b=1 -->\n```sh\njepa --version\n```", "'train'.* not there"),
+        ("<!-- test: skip: takes an hour or two -->\n```sh\njepa demo\n```", "nothing was run"),
+        ("```python\nassert 1 + 1 == 3, 'wrong sum'\n```", "wrong sum"),
+    ],
+)
+def test_a_page_that_is_wrong_is_noticed(
+    fence: str, said: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (desk / "docs").mkdir()
+    (desk / "docs/page.md").write_text(f"# A page\n\n{fence}\n")
+    (desk / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    monkeypatch.setattr(tutorials, "ROOT", desk)
+    with pytest.raises(AssertionError, match=said):
+        Reader(page="page").follow()

@@ -1,6 +1,6 @@
 """Does what a page of the guide says: runs its fences in order, in a folder, as they stand on the page.
 
-A page's ```sh fences are run line by line: `jepa` in this process, `pip install` checked against pyproject.toml, anything
+A page's ```sh fences are run line by line: `jepa` in this process, `pip install` checked against pyproject.toml, all
 else by bash. Its ```python fences share one namespace, like a session. What a comment in front of a fence says:
 
     <!-- test: skip: REASON -->                  the fence is not run
