@@ -31,7 +31,8 @@ def test_a_cluster_with_slurm(
 ) -> None:
     """Checked and written, not sent: GPUs of other clusters are not here. What is sent is the page before."""
     monkeypatch.chdir(tmp_path)
-    Reader("slurm", {"/data/imagenet": str(tiny_data), "data/digits": str(tiny_data)}).follow()
+    trained = {"runs/ijepa-vit-b16 --suite imagenet": "runs/ijepa-vit-b16-debug --suite digits"}
+    Reader("slurm", {"/data/imagenet": str(tiny_data), "data/digits": str(tiny_data)} | trained).follow()
     shown = capsys.readouterr().out
     assert "--nodes=8" in shown and "--array=0-9%4" in shown and "--partition=learn" in shown
     assert "afterok:1234" in shown
