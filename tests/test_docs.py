@@ -1,52 +1,14 @@
-"""What the guide shows works: the method of docs/add-a-method.md is taken from the page and trained."""
+"""What the guide names exists: commands, options, shipped files. That tutorials work: tests/test_tutorials.py."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import jepa
-from jepa import resources, rundir
+from jepa import cli, resources, rundir
 from tests.hygiene.tree import ROOT
-
-PAGE = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-SMALL = ["source.samples={train: 64, val: 16, test: 16}", "shards.max_samples=32"]
-
-
-def block(language: str) -> str:
-    """The page's only block of a language."""
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    return str(found)
-
-
-def run(folder: Path, *arguments: str) -> str:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    command = [sys.executable, "-m", "jepa", *arguments]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_the_method_of_the_guide_trains_and_its_encoder_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "summary_jepa.py").write_text(block("python"), encoding="utf-8")
-    (tmp_path / "summary.yaml").write_text(block("yaml"), encoding="utf-8")
-    run(tmp_path, "data", "build", "digits", "--out", "data/digits", "--workers", "0", *SMALL)
-    run(tmp_path, "train", "summary.yaml", "data.path=data/digits", "train.log_every=1")
-    lines = (tmp_path / "runs/summary/metrics.jsonl").read_text().splitlines()
-    losses = [entry["loss"] for line in lines if "loss" in (entry := json.loads(line))]
-    assert len(losses) == 4 and losses[-1] < losses[0] * 2
-    run(tmp_path, "report", "runs/summary")
-    assert (tmp_path / "runs/summary/report.html").stat().st_size > 10_000
-    monkeypatch.syspath_prepend(str(tmp_path))
-    encoder = jepa.load_encoder(tmp_path / "runs/summary")
-    assert (encoder.width, encoder.which, encoder.step) == (192, "target", 4)
+from tests.tutorials import verb_of
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -87,26 +49,28 @@ def test_what_may_change_on_resume_is_spelt_out() -> None:
         assert re.findall(r"^- `([^`]+)`", found.group(1), re.MULTILINE) == list(keys)
 
 
-def test_every_command_in_the_documents_exists() -> None:
+def test_every_command_in_the_documents_exists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each `jepa …` line of a shell block names a verb and options that the command line has."""
-    helps: dict[tuple[str, ...], str] = {}
+    monkeypatch.setenv("COLUMNS", "200")
+    helps: dict[str, str] = {}
+
+    def told(verb: str) -> str:
+        if verb not in helps:
+            helps[verb] = capsys.readouterr().out if cli.main([*verb.split(), "--help"]) == 0 else ""
+        return helps[verb]
+
     problems = []
     for page, words in commands():
-        verb = tuple(words[:2] if words[0] in {"data", "bench"} else words[:1])
-        if verb not in helps:
-            done = subprocess.run(
-                [sys.executable, "-m", "jepa", *verb, "--help"],
-                capture_output=True,
-                text=True,
-                env=os.environ | {"COLUMNS": "200"},
-            )
-            helps[verb] = done.stdout if done.returncode == 0 else ""
-        if not helps[verb]:
-            problems.append(f"{page}: no such command: jepa {' '.join(verb)}")
+        verb = verb_of([word for word in words if word not in {"--quiet", "--verbose"}])
+        known = told(verb) + (told(verb_of(words[1:])) if verb == "submit" else "")  # options of the verb it sends
+        if not told(verb):
+            problems.append(f"{page}: no such command: jepa {verb}")
         options = [word.split("=")[0] for word in words if word.startswith("--")]
         problems += [
-            f"{page}: jepa {' '.join(verb)} has no {option}"
+            f"{page}: jepa {verb} has no {option}"
             for option in options
-            if option != "--help" and not re.search(rf"(?<![\w-]){option}(?![\w-])", helps[verb])
+            if option != "--help" and not re.search(rf"(?<![\w-]){option}(?![\w-])", known)
         ]
     assert problems == []

@@ -54,7 +54,7 @@ class ACConfig:
     window: int | None = None  # most frames it looks at when it imagines; null: as many as in training
     motion: Literal["predict", "pose", "add", "hold"] = "predict"  # how states go on in a plan: see above
     extrinsics: int = 0  # the last so many numbers of the state are the camera's pose: a token of their own, held
-    chunk: int = 1  # actions that one prediction covers: 1 only, see docs/dynamics.md
+    chunk: int = 1  # actions that one prediction covers: 1 only, see docs/methods/ac.md
     loss: Literal["l1", "l2", "smooth_l1"] = "l1"  # distance of layer-normed latents
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
     straighten: float = 0.0  # weight of the curvature of paths in a learned projection, which is then the readout

@@ -53,7 +53,7 @@ class RSSMConfig:
     dynamics: float = 0.5  # weight of moving the prior to the posterior
     representation: float = 0.1  # weight of moving the posterior to the prior
     free: float = 1.0  # nats below which KL costs nothing
-    chunk: int = 1  # actions that one prediction covers: 1 only, see docs/dynamics-end-to-end.md
+    chunk: int = 1  # actions that one prediction covers: 1 only, see docs/methods/lewm.md
     straighten: float = 0.0  # weight of the curvature of the paths of h
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # reward, value and uncertainty
 

@@ -350,7 +350,9 @@ def test_damaged_features(whole, tmp_path):
 def test_the_page_shows_how_others_read_them(run, probe_data, tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "extract-features.md").read_text(encoding="utf-8")
     found = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    examples = [example for example in found if "features/tworoom" not in example]  # of episodes: test_episodes.py
+    examples = [
+        example for example in found if "features/tworoom" not in example
+    ]  # of episodes: tests/test_tutorials.py
     assert len(examples) == 2 and all(len(e.splitlines()) <= 11 for e in examples)
     monkeypatch.chdir(tmp_path)
     done = extract(run, probe_data, "features/digits", ExtractConfig(tokens=True, dtype="bf16"), device="cpu")
