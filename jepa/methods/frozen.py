@@ -185,8 +185,8 @@ def _between(spec: dict[str, Any]) -> tuple[list[float], list[float]]:
 class FrozenWorldModel(HeadedWorldModel):
     """Base of world models over a frozen encoder.
 
-    Their Config has, besides `space`: `encoder`, `rollout`, `loss`, and for what `extend` adds `heads`, `straighten`,
-    `projection` and `coarse`.
+    Their Config has, besides `space`: `encoder`, `rollout`, `chunk`, `loss`, and for what `extend` adds `heads`,
+    `straighten`, `projection` and `coarse`.
     """
 
     straightener: Straightener | None
@@ -218,6 +218,11 @@ class FrozenWorldModel(HeadedWorldModel):
     def check_length(self, config: Any, size: tuple[int, ...]) -> None:
         """Raises ConfigError when windows are too short; of every phase of a run."""
         check_rollout(size, config.rollout)
+        if size[0] < config.chunk + 1:
+            raise ConfigError(
+                f"windows of {size[0]} frames are too short: chunk={config.chunk} needs {config.chunk + 1}. Set "
+                "data.clip.frames"
+            )
         if min(config.coarse, config.projection) < 1 or config.straighten < 0:
             raise ConfigError(
                 f"method.coarse={config.coarse}, method.projection={config.projection}: at least 1 each; "
