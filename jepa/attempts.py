@@ -182,7 +182,8 @@ def settle(out: Path, g: Callable[[int], int]) -> None:
         path = out / checkpoint.folder.FOLDER / f"step-{step}"
         if left(step, int(checkpoint.read_state(path).get("attempt", 0))):
             checkpoint.folder.remove(path)
-    gone, kept = [], []
+    gone: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     for row in _rows(out / "metrics.jsonl"):
         (gone if left(int(row.get("step", 0)), int(row.get("attempt", 0))) else kept).append(row)
     told = {row.get("attempt") for row in kept if row.get("act") == "rollback"}

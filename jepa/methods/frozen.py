@@ -201,20 +201,6 @@ class FrozenWorldModel(HeadedWorldModel):
             )
         self.encoder = FrozenEncoder(config.encoder, (size[-2], size[-1]))
 
-    def enter(self, config: Any, size: tuple[int, ...]) -> None:
-        """Clips may be longer or shorter in another phase; the grid of tokens stays.
-
-        Raises:
-            ConfigError: frames of another size, or too few of them.
-        """
-        if size[-2:] != self.size[-2:]:
-            raise ConfigError(
-                f"frames of {size[-2:]}: the predictor was made for tokens of frames of {self.size[-2:]}, so "
-                "data.image_size stays"
-            )
-        self.check_length(config, size)
-        super().enter(config, size)
-
     def check_length(self, config: Any, size: tuple[int, ...]) -> None:
         """Raises ConfigError when windows are too short; of every phase of a run."""
         check_rollout(size, config.rollout)
