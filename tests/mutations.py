@@ -1159,6 +1159,27 @@ END_TO_END = (
         "nn/test_few_tokens.py::test_a_whole_window",
     ),
     one(
+        "plan: a horizon just beyond the training windows is not said",
+        "plan/result.py",
+        "suite.planner.horizon > trained",
+        "suite.planner.horizon > trained + 1",
+        "plan/test_run.py::test_plans_reach_goals_and_the_file_says_how",
+    ),
+    one(
+        "plan: suites of other commands are taken",
+        "suites.py",
+        "if section in values and other != command:",
+        "if False and section in values and other != command:",
+        "plan/test_suite.py::test_suites_of_the_other_kind_are_named",
+    ),
+    one(
+        "lewm, rssm: frames of another size in a later phase",
+        "methods/world.py",
+        "if size[-2:] != self.size[-2:]:",
+        "if size[-2] != self.size[-2]:",
+        LEWM_MORE + "test_a_phase_may_have_other_windows_but_no_other_frames",
+    ),
+    one(
         "leap: all steps of a round are told its longest chunk",
         "nn/leap.py",
         "told = chunks[:, number, :left].flatten(0, 1)",

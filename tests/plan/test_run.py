@@ -88,6 +88,12 @@ def test_plans_reach_goals_and_the_file_says_how(folder: Path, tmp_path: Path) -
     console.print(terminal.table(result, [stored]))
     text = console.export_text()
     assert "100 % [76, 100]" in text and f"planner of {folder}" in text and result["fingerprint"] in text
+    assert "plans look 3 steps ahead, in training windows at most 2 followed a frame" in " ".join(text.split())
+
+
+def test_a_horizon_within_the_training_windows_needs_no_note(folder: Path, tmp_path: Path) -> None:
+    few = ("episodes=1", "planner.horizon=2", "planner.execute=2", "pictures.episodes=0", "pictures.landscape=false")
+    assert go(folder, *few, out=tmp_path / "line.json")["notes"] == []
 
 
 def test_blank_frames_reach_the_planner_and_nobody_else(
