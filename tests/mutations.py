@@ -900,7 +900,7 @@ PROBES = (
 )
 
 AC, DINO, WORLDS = "methods/test_ac_golden.py::", "methods/test_dinowm_golden.py::", "methods/test_frozen_worlds.py::"
-FROZEN = "methods/test_frozen.py::"
+FROZEN, CHUNKS = "methods/test_frozen.py::", "methods/test_frozen_chunks.py::"
 
 FROZEN_WORLDS = (
     one(
@@ -1160,11 +1160,60 @@ END_TO_END = (
         "nn/test_few_tokens.py::test_a_whole_window",
     ),
     one(
-        "dinowm: a leap tells all steps of a round its longest chunk",
-        "methods/dinowm.py",
+        "plan: a horizon just beyond the training windows is not said",
+        "plan/result.py",
+        "suite.planner.horizon > trained",
+        "suite.planner.horizon > trained + 1",
+        "plan/test_run.py::test_plans_reach_goals_and_the_file_says_how",
+    ),
+    one(
+        "plan: suites of other commands are taken",
+        "suites.py",
+        "if section in values and other != command:",
+        "if False and section in values and other != command:",
+        "plan/test_suite.py::test_suites_of_the_other_kind_are_named",
+    ),
+    one(
+        "lewm, rssm: frames of another size in a later phase",
+        "methods/world.py",
+        "if size[-2:] != self.size[-2:]:",
+        "if size[-2] != self.size[-2]:",
+        LEWM_MORE + "test_a_phase_may_have_other_windows_but_no_other_frames",
+    ),
+    one(
+        "leap: all steps of a round are told its longest chunk",
+        "nn/leap.py",
         "told = chunks[:, number, :left].flatten(0, 1)",
         "told = chunks[:, number, left - 1 : left].expand(-1, left, -1).flatten(0, 1)",
-        "methods/test_dinowm_chunks.py::test_a_later_action_never_changes_an_earlier_prediction",
+        CHUNKS + "test_a_later_action_never_changes_an_earlier_prediction",
+    ),
+    one(
+        "leap: in training the frame itself is in its own past",
+        "nn/leap.py",
+        "past.first(at), last=True, chunk=told)",
+        "past.first(at + 1), last=True, chunk=told)",
+        CHUNKS + "test_the_loss_is_what_leaping_from_true_frames_costs",
+    ),
+    one(
+        "leap: a round sees more frames than the window",
+        "nn/leap.py",
+        "first = max(0, count - window)",
+        "first = 0",
+        CHUNKS + "test_leaps_are_predictions_over_the_first_k_actions",
+    ),
+    one(
+        "ac: the last action of a chunk does not move the state",
+        "methods/ac.py",
+        "(at < chunk.length)",
+        "(at < chunk.length - 1)",
+        CHUNKS + "test_states_that_actions_move_are_moved_by_every_action_of_a_chunk",
+    ),
+    one(
+        "ac: leaps do not learn where states go",
+        "methods/ac.py",
+        "return loss + F.mse_loss(found.proprio[..., : self.state], wanted.proprio[..., : self.state])",
+        "return loss",
+        CHUNKS + "test_the_loss_is_what_leaping_from_true_frames_costs",
     ),
     one(
         "lewm: a chunk tells one action too many",

@@ -210,7 +210,7 @@ def world_programs(model: WorldModel, mean: tuple[float, ...], std: tuple[float,
             f"{type(model).__name__} cannot be exported as a roll-out step: that is known for ac, dinowm, lewm and "
             "rssm. Its encoder's own run can be exported"
         )
-    if isinstance(model, LeWM | DinoWM) and model.chunks is not None:
+    if isinstance(model, LeWM | DinoWM | AC) and model.chunks is not None:
         raise ConfigError(
             f"this world model predicts {model.config.chunk} actions at once (method.chunk): a step of one action is "
             "not what it imagines with. Train with method.chunk=1 to export it"

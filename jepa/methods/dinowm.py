@@ -16,7 +16,7 @@ the newest frame is told the chunk instead of its action. Imagining H steps then
 The predictor looks at the newest `history` frames. Longer training clips are for the roll-out loss.
 
 Shapes: B batch, S plans, T frames, H imagined steps, N patches of a frame, D width, A action, P proprioception, Q its
-embedding, E embedded action, R = B * S rows, K chunk.
+embedding, E embedded action, K chunk.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from jepa.masks import Masks
 from jepa.methods.base import Output, Schedule
 from jepa.methods.frozen import FrozenConfig, FrozenWorldModel
 from jepa.methods.world import History, Space, State
-from jepa.nn import noise
 from jepa.nn.causal import ChunkEncoder
 from jepa.nn.frame_causal import Past
 from jepa.nn.heads import HeadsConfig
+from jepa.nn.leap import Chunk, leap_error, leap_out
 from jepa.nn.patch_predictor import PatchPredictor, PatchPredictorConfig
 from jepa.nn.rollout import Ahead, Frames, roll_out
 
@@ -87,14 +87,6 @@ class DinoWM(FrozenWorldModel):
         wide = config.action_width
         self.chunks = ChunkEncoder(config.space.action, config.chunk, wide) if config.chunk > 1 else None
 
-    def check_length(self, config: DinoWMConfig, size: tuple[int, ...]) -> None:
-        super().check_length(config, size)
-        if size[0] < config.chunk + 1:
-            raise ConfigError(
-                f"windows of {size[0]} frames are too short: chunk={config.chunk} needs {config.chunk + 1}. Set "
-                "data.clip.frames"
-            )
-
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:
         history = self.window(x, batch)
         return self.learn(self.latents(history.frames), history.actions, history.proprio, batch)
@@ -116,7 +108,7 @@ class DinoWM(FrozenWorldModel):
             total, metrics["loss_rollout"] = total + self.config.rollout_weight * loss, loss.detach()
         if self.chunks is not None:
             g = torch.arange(len(latents)) if batch is None else batch.g
-            loss = self.chunk_error(seen, g.to(latents.device))
+            loss = leap_error(self, self.chunks, seen, one_step.past, g.to(latents.device), self.seed)
             total, metrics["loss_chunk"] = total + loss, loss.detach()
         more, parts = self.also(_state(seen), _state(one_step), seen.actions, batch)
         total, metrics = total + more, metrics | parts
@@ -133,27 +125,6 @@ class DinoWM(FrozenWorldModel):
             nxt = self.ahead(known.part(max(0, known.count - self.config.history), known.count), last=True)
             found = found.join(Frames(nxt.latents, nxt.proprio, newest.actions))
         return found
-
-    def chunk_error(self, seen: Frames, g: Tensor) -> Tensor:
-        """Mean distance of predictions over 2 .. K actions: one length for each frame of the window, keyed by g (B,).
-
-        The frames before are told single actions, as when imagining.
-        """
-        assert self.chunks is not None
-        chunks = self.chunks(self.action_embed(seen.actions), seen.actions)  # (B, T, K, E)
-        starts = range(min(seen.count - 2, self.config.history))  # frames that two actions or more follow
-        drawn, rows = noise.uniform("chunk", self.seed, g, len(starts)), torch.arange(len(g), device=g.device)
-        errors = []
-        for at in starts:
-            most = min(self.config.chunk, seen.count - 1 - at)
-            length = 2 + (drawn[:, at] * (most - 1)).long()
-            told = chunks[rows, at, length - 1].unsqueeze(1)
-            past = self.ahead(seen.part(0, at), last=True).past if at else None
-            found = self.ahead(seen.part(at, at + 1), past, last=True, told=told)
-            proprio = None if seen.proprio is None else seen.proprio[rows, at + length].unsqueeze(1)
-            wanted = Frames(seen.latents[rows, at + length].unsqueeze(1), proprio, seen.actions[:, :1])
-            errors.append(self.distance(found, wanted))
-        return torch.stack(errors).mean()
 
     def frames(self, latents: Tensor, actions: Tensor, proprio: Tensor | None) -> Frames:
         """Frames as the predictor takes them; without an action after the newest one, zeros stand there.
@@ -173,12 +144,14 @@ class DinoWM(FrozenWorldModel):
             embedded = embedded.unsqueeze(2).expand(-1, -1, latents.shape[2], -1)
         return Frames(latents, embedded, self.action_scale(actions))
 
-    def ahead(self, frames: Frames, past: Past | None = None, last: bool = False, told: Tensor | None = None) -> Ahead:
-        """What follows each of these frames; see `jepa.nn.rollout.Predictor`.
+    def embedded(self, actions: Tensor) -> Tensor:
+        """Scaled actions (..., A) to (..., E)."""
+        out: Tensor = self.action_embed(actions)
+        return out
 
-        `told`: what stands for their embedded actions (B, T, E), where it is not these.
-        """
-        actions = self.action_embed(frames.actions) if told is None else told
+    def ahead(self, frames: Frames, past: Past | None = None, last: bool = False, chunk: Chunk | None = None) -> Ahead:
+        """What follows each of these frames; see `jepa.nn.rollout.Predictor` and `jepa.nn.leap.Leaper`."""
+        actions = self.embedded(frames.actions) if chunk is None else chunk.told
         tokens = self.predictor.tokens(frames.latents, frames.proprio, actions)
         out, past = self.predictor(tokens, actions, past, last)
         return Ahead(*self.predictor.split(out), past)
@@ -212,40 +185,12 @@ class DinoWM(FrozenWorldModel):
         parts = [
             roll_out(self, seen, self.action_scale(piece), self.config.history)
             if self.chunks is None
-            else self._leap(seen, self.action_scale(piece), self.chunks)
+            else leap_out(self, self.chunks, seen, self.action_scale(piece), self.config.history)
             for piece in torch.split(actions, at_once, dim=1)
         ]
         proprio = [p.mean(dim=-2) for _, p in parts if p is not None]
         future = State(torch.cat([z for z, _ in parts], dim=1), torch.cat(proprio, dim=1) if proprio else None)
         return self.doubted(state, future, actions)
-
-    def _leap(self, seen: Frames, actions: Tensor, encoder: ChunkEncoder) -> tuple[Tensor, Tensor | None]:
-        """`roll_out` by rounds of up to K predictions, each from the last frame of the round before."""
-        batch, plans, horizon, _ = actions.shape
-        steps, before = actions.flatten(0, 1), seen.count
-        chunks = encoder(self.action_embed(steps), steps, every=self.config.chunk)  # (R, rounds, K, E)
-        known = _repeat(seen, plans)
-        follow = torch.cat([known.actions[:, :-1], steps, torch.zeros_like(steps[:, :1])], dim=1)
-        for number in range(chunks.shape[1]):
-            count, left = known.count, min(self.config.chunk, horizon - number * self.config.chunk)
-            known = replace(known, actions=follow[:, :count])
-            first = max(0, count - self.config.history)
-            past = None
-            if first < count - 1:
-                past = self.ahead(known.part(first, count - 1), last=True).past.repeat(left)
-            newest = known.part(count - 1, count)
-            told = chunks[:, number, :left].flatten(0, 1).unsqueeze(1)
-            found = self.ahead(_repeat(newest, left), past, last=True, told=told)
-            shape = (len(steps), left)
-            proprio = (
-                None if found.proprio is None else found.proprio.squeeze(1).reshape(*shape, *found.proprio.shape[2:])
-            )
-            latents = found.latents.squeeze(1).reshape(*shape, *found.latents.shape[2:])
-            known = known.join(Frames(latents, proprio, follow[:, count : count + left]))
-        ahead = known.part(before, known.count)
-        latents = ahead.latents.reshape(batch, plans, *ahead.latents.shape[1:])
-        proprio = ahead.proprio
-        return latents, None if proprio is None else proprio.reshape(batch, plans, *proprio.shape[1:])
 
     def _seen(self, state: State, actions: Tensor) -> Frames:
         self.check(state, actions)
@@ -255,12 +200,6 @@ class DinoWM(FrozenWorldModel):
         if proprio is not None:
             proprio = proprio.unsqueeze(2).expand(-1, -1, latents.shape[2], -1)
         return Frames(latents, proprio, self.action_scale(before))
-
-
-def _repeat(frames: Frames, times: int) -> Frames:
-    proprio = None if frames.proprio is None else frames.proprio.repeat_interleave(times, dim=0)
-    latents, actions = (x.repeat_interleave(times, dim=0) for x in (frames.latents, frames.actions))
-    return Frames(latents, proprio, actions)
 
 
 def _state(frames: Frames | Ahead) -> State:

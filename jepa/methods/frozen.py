@@ -185,8 +185,8 @@ def _between(spec: dict[str, Any]) -> tuple[list[float], list[float]]:
 class FrozenWorldModel(HeadedWorldModel):
     """Base of world models over a frozen encoder.
 
-    Their Config has, besides `space`: `encoder`, `rollout`, `loss`, and for what `extend` adds `heads`, `straighten`,
-    `projection` and `coarse`.
+    Their Config has, besides `space`: `encoder`, `rollout`, `chunk`, `loss`, and for what `extend` adds `heads`,
+    `straighten`, `projection` and `coarse`.
     """
 
     straightener: Straightener | None
@@ -201,23 +201,14 @@ class FrozenWorldModel(HeadedWorldModel):
             )
         self.encoder = FrozenEncoder(config.encoder, (size[-2], size[-1]))
 
-    def enter(self, config: Any, size: tuple[int, ...]) -> None:
-        """Clips may be longer or shorter in another phase; the grid of tokens stays.
-
-        Raises:
-            ConfigError: frames of another size, or too few of them.
-        """
-        if size[-2:] != self.size[-2:]:
-            raise ConfigError(
-                f"frames of {size[-2:]}: the predictor was made for tokens of frames of {self.size[-2:]}, so "
-                "data.image_size stays"
-            )
-        self.check_length(config, size)
-        super().enter(config, size)
-
     def check_length(self, config: Any, size: tuple[int, ...]) -> None:
         """Raises ConfigError when windows are too short; of every phase of a run."""
         check_rollout(size, config.rollout)
+        if size[0] < config.chunk + 1:
+            raise ConfigError(
+                f"windows of {size[0]} frames are too short: chunk={config.chunk} needs {config.chunk + 1}. Set "
+                "data.clip.frames"
+            )
         if min(config.coarse, config.projection) < 1 or config.straighten < 0:
             raise ConfigError(
                 f"method.coarse={config.coarse}, method.projection={config.projection}: at least 1 each; "

@@ -99,17 +99,6 @@ class LeWM(HeadedWorldModel):
                 f"need {needed}. Set data.clip.frames"
             )
 
-    def enter(self, config: LeWMConfig, size: tuple[int, ...]) -> None:
-        """Windows may be longer or shorter in another phase.
-
-        Raises:
-            ConfigError: frames of another size, or too few of them.
-        """
-        if size[-2:] != self.size[-2:]:
-            raise ConfigError(f"frames of {size[-2:]}: this model was made for {self.size[-2:]}, so image_size stays")
-        self.check_length(config, size)
-        super().enter(config, size)
-
     def schedule(self, step: int, total_steps: float) -> dict[str, float]:
         return {"noise_step": float(step)}
 

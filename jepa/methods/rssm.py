@@ -117,13 +117,6 @@ class RSSM(HeadedWorldModel):
         if size[0] < needed:
             raise ConfigError(f"windows of {size[0]} frames are too short, {needed} are needed. Set data.clip.frames")
 
-    def enter(self, config: RSSMConfig, size: tuple[int, ...]) -> None:
-        """Windows may be longer or shorter in another phase."""
-        if size[-2:] != self.size[-2:]:
-            raise ConfigError(f"frames of {size[-2:]}: this model was made for {self.size[-2:]}, so image_size stays")
-        self.check_length(config, size)
-        super().enter(config, size)
-
     # --- training -------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, masks: Masks | None, schedule: Schedule, batch: Batch | None = None) -> Output:

@@ -157,6 +157,24 @@ class HeadedWorldModel(WorldModel):
     gated = True
     heads: Heads
 
+    def check_length(self, config: Any, size: tuple[int, ...]) -> None:
+        """Raises ConfigError when windows are too short; of every phase of a run."""
+        raise NotImplementedError
+
+    def enter(self, config: Any, size: tuple[int, ...]) -> None:
+        """Windows may be longer or shorter in another phase.
+
+        Raises:
+            ConfigError: frames of another size, or too few of them.
+        """
+        if size[-2:] != self.size[-2:]:
+            raise ConfigError(
+                f"frames of {size[-2:]}: this world model was made for frames of {self.size[-2:]}, so data.image_size "
+                "stays"
+            )
+        self.check_length(config, size)
+        super().enter(config, size)
+
     def summary(self, state: State) -> Tensor:
         """What the heads read, (..., F): of what was seen (B, T, F), or of what is imagined (B, S, H, F)."""
         raise NotImplementedError

@@ -74,7 +74,7 @@ class ActionPredictor(nn.Module):
 
     def forward(
         self, latents: Tensor, actions: Tensor, states: Tensor | None = None, past: Past | None = None,
-        last: bool = False,
+        last: bool = False, told: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Past]:  # fmt: skip
         """Latents of the frames that follow, the change of their states (where it is predicted), and the new past.
 
@@ -84,11 +84,12 @@ class ActionPredictor(nn.Module):
             states: (B, T, Q), the camera's pose last.
             past: of frames before these.
             last: only what follows the newest frame.
+            told: action tokens (B, T, P) in place of the actions'.
 
         Returns:
             (B, T, N, D) or (B, 1, N, D), not normalised; likewise (B, T, Q - E) or None.
         """
-        tokens = [self.action_encoder(actions).unsqueeze(2)]
+        tokens = [(self.action_encoder(actions) if told is None else told).unsqueeze(2)]
         if self.state_encoder is not None or self.extrinsics_encoder is not None:
             assert states is not None, "this predictor takes a state with every frame"
             if self.state_encoder is not None:

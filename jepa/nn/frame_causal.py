@@ -34,6 +34,15 @@ class Past:
         """For a batch in which every element stands so many times in a row: B to B * times."""
         return Past(tuple((_repeat(k, times), _repeat(v, times)) for k, v in self.blocks), self.frames)
 
+    def first(self, frames: int) -> Past | None:
+        """Of the first so many frames alone, or of all where there are fewer; None for none."""
+        frames = min(frames, self.frames)
+        if not frames:
+            return None
+        ends = [k.shape[2] * frames // self.frames for k, _ in self.blocks]
+        kept = ((k[:, :, :end], v[:, :, :end]) for (k, v), end in zip(self.blocks, ends, strict=True))
+        return Past(tuple(kept), frames)
+
 
 def _repeat(x: Tensor, times: int) -> Tensor:
     return x.unsqueeze(1).expand(-1, times, *x.shape[1:]).flatten(0, 1)

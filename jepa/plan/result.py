@@ -129,9 +129,18 @@ def episode(problem: Problem, policies: Sequence[str], journal: Journal) -> dict
     }
 
 
-def notes(suite: PlanSuite, problems: Sequence[Problem], journal: Journal) -> list[str]:
-    """What a reader of the table has to know."""
+def notes(suite: PlanSuite, problems: Sequence[Problem], journal: Journal, trained: int) -> list[str]:
+    """What a reader of the table has to know.
+
+    Args:
+        trained: most steps that followed a frame in the model's training windows.
+    """
     found = []
+    if suite.planner.horizon > trained:
+        found.append(
+            f"plans look {suite.planner.horizon} steps ahead, in training windows at most {trained} followed a frame: "
+            "see with `jepa rollout` how far imagination can be trusted"
+        )
     seen = [journal.trials[PLANNER, p.number].get("start_difference") for p in problems]
     far = [p.number for p, d in zip(problems, seen, strict=True) if d is not None and d > suite.goals.tolerance]
     if far:

@@ -118,7 +118,7 @@ def plan(
             "seed": run_config.seed,
             "rows": [result.row(name, found, journal, settings) for name in who],
             "episodes": [result.episode(problem, who, journal) for problem in found],
-            "notes": result.notes(settings, found, journal),
+            "notes": result.notes(settings, found, journal, model.size[0] - 1),
             "pictures": sorted(str(p.relative_to(out.parent)) for p in out.with_suffix("").glob("*.*")),
             "published": config.to_dict(settings.published),
             "settings": made_of["settings"],

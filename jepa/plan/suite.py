@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jepa import config, resources
+from jepa import suites
 from jepa.errors import ConfigError
 from jepa.plan.agent import MPC
 from jepa.plan.envs import EnvConfig
@@ -153,20 +153,4 @@ def load_suite(name: str | Path, overrides: list[str] | None = None) -> PlanSuit
     Raises:
         ConfigError: no such suite, one of probes, an unknown key or wrong type, or another protocol.
     """
-    path = resources.find("eval", name)
-    values = config.override(config.read(path, kind="eval"), overrides or [])
-    values.setdefault("name", path.stem)
-    if "environment" not in values:
-        raise ConfigError(
-            f"{path} has no section environment, so it is none for planning"
-            + (f". It has probes: run it with `jepa probe RUN --suite {path.stem}`" if "probes" in values else "")
-        )
-    if values.get("protocol", PROTOCOL) != PROTOCOL:
-        raise ConfigError(
-            f"{path}: protocol {values['protocol']!r} is not the one this program measures by, {PROTOCOL!r} (as text, "
-            "in quotes). Use the program version that knows it"
-        )
-    try:
-        return config.build(PlanSuite, values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return suites.load("plan", PlanSuite, PROTOCOL, name, overrides)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from jepa import config, resources
+from jepa import suites
 from jepa.errors import ConfigError
 from jepa.probe.anticipate import AnticipationConfig
 from jepa.probe.attentive import AttentiveConfig
@@ -211,17 +211,4 @@ def load_suite(name: str | Path, overrides: list[str] | None = None) -> Suite:
     Raises:
         ConfigError: no such suite, an unknown key or wrong type, with its place; or another protocol.
     """
-    path = resources.find("eval", name)
-    values = config.override(config.read(path, kind="eval"), overrides or [])
-    values.setdefault("name", path.stem)
-    if "environment" in values:
-        raise ConfigError(f"{path} is a suite for planning: run it with `jepa plan RUN --suite {path.stem}`")
-    if values.get("protocol", PROTOCOL) != PROTOCOL:
-        raise ConfigError(
-            f"{path}: protocol {values['protocol']!r} is not the one this program measures by, {PROTOCOL!r} (as text, "
-            "in quotes). Use the program version that knows it"
-        )
-    try:
-        return config.build(Suite, values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return suites.load("probe", Suite, PROTOCOL, name, overrides)

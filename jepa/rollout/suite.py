@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from jepa import config, resources
+from jepa import suites
 from jepa.data import blank
 from jepa.errors import ConfigError
 from jepa.probe.frames import FramesConfig
@@ -94,18 +94,4 @@ def load_suite(name: str | Path | None, overrides: list[str] | None = None) -> R
     Raises:
         ConfigError: no such suite, an unknown key or wrong type, with its place; or another protocol.
     """
-    path = None if name is None else resources.find("eval", name)
-    start: dict[str, Any] = {} if path is None else config.read(path, kind="eval")
-    values = config.override(start, overrides or [])
-    if path is not None:
-        values.setdefault("name", path.stem)
-    where = f"{path}: " if path else ""
-    if values.get("protocol", PROTOCOL) != PROTOCOL:
-        raise ConfigError(
-            f"{where}protocol {values['protocol']!r} is not the one this program measures by, {PROTOCOL!r} (as text, "
-            "in quotes). Use the program version that knows it"
-        )
-    try:
-        return config.build(RolloutSuite, values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from None
+    return suites.load("rollout", RolloutSuite, PROTOCOL, name, overrides)

@@ -186,8 +186,9 @@ def test_and_of_world_models(world: Path, tmp_path: Path, form: str, asked: Aske
     assert list(tmp_path.iterdir()) == []
 
 
-def test_chunks_of_actions_are_refused_with_a_reason(tmp_path: Path) -> None:
-    run = runs.make(tmp_path / "run", "lewm", "method.chunk=2")
+@pytest.mark.parametrize("name", ["ac-vit-g16", "dinowm-own-encoder", "lewm"])
+def test_chunks_of_actions_are_refused_with_a_reason(name: str, tmp_path: Path) -> None:
+    run = runs.make(tmp_path / "run", name, "method.chunk=2")
     with pytest.raises(ConfigError, match=r"method\.chunk=1.*Available: safetensors"):
         export(run, "onnx", tmp_path / "out")
 

@@ -87,7 +87,7 @@ def test_teacher_forcing_and_roll_out(dtype: torch.dtype, few: int, monkeypatch:
     method = make().to(dtype)
     raw, _, _ = method.predictor(h[:, :-1], actions, states[:, :-1])
     torch.testing.assert_close(raw.flatten(1, 2), given[f"{prefix}out.raw_tf"], **close)
-    forced, _ = method._forced(h[:, :-1], actions, states[:, :-1])
+    forced, _, _ = method._forced(h[:, :-1], actions, states[:, :-1])
     torch.testing.assert_close(forced.flatten(1, 2), given[f"{prefix}out.z_tf"], **close)
     rolled = method._rolled(h[:, :1], forced[:, :1], actions, states, model["auto_steps"])
     torch.testing.assert_close(rolled.flatten(1, 2), given[f"{prefix}out.z_ar"], **close)
@@ -134,7 +134,7 @@ def test_what_is_imagined_is_the_roll_out() -> None:
     found, _ = roll_out(TrueStates(), seen, actions[:, None, :count], window=count)
     theirs = given["out.z_ar_full"].double()
     torch.testing.assert_close(found[:, 0].flatten(1, 2), theirs, atol=2e-5, rtol=1e-5)
-    forced, _ = method._forced(h[:, :-1], actions, states[:, :-1])
+    forced, _, _ = method._forced(h[:, :-1], actions, states[:, :-1])
     rolled = method._rolled(h[:, :1], forced[:, :1], actions, states, count)
     torch.testing.assert_close(found[:, 0], rolled, atol=1e-12, rtol=0)
 

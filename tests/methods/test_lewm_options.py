@@ -111,3 +111,16 @@ def test_chunks_are_learned() -> None:
 def test_windows_that_are_too_short_are_refused() -> None:
     with pytest.raises(ConfigError, match="chunk=4 .* need 5"):
         base.create(LEWM | {"chunk": 4}, SIZE)
+
+
+def test_a_phase_may_have_other_windows_but_no_other_frames() -> None:
+    model = lewm(chunk=3)
+    model.enter(model.config, (6, *SIZE[1:]))
+    assert model.size == (6, *SIZE[1:])
+    with pytest.raises(ConfigError, match=r"frames of \(16, 20\): .* made for .*\(16, 16\), so data.image_size"):
+        model.enter(model.config, (6, 16, 20))
+    with pytest.raises(ConfigError, match="windows of 3 frames are too short: chunk=3 .* need 4"):
+        model.enter(model.config, (3, *SIZE[1:]))
+    assert model.size == (6, *SIZE[1:]), "what was refused changed nothing"
+    x, actions, _ = squares(4, frames=6)
+    assert torch.isfinite(loss_of(model.train(), x, actions).loss)

@@ -184,3 +184,13 @@ def test_what_it_cannot_take_is_explained() -> None:
     for values, words in (({"space": {}}, "needs actions"), ({"blank": 1.0}, "blank=1"), ({"encoder": {}}, "encoder")):
         with pytest.raises(ConfigError, match=words):
             base.create(squares.RSSM | values, SIZE)
+
+
+def test_a_phase_may_have_other_windows_but_no_other_frames() -> None:
+    model = rssm(straighten=0.1)
+    model.enter(model.config, (6, *SIZE[1:]))
+    assert model.size == (6, *SIZE[1:])
+    with pytest.raises(ConfigError, match="made for frames of"):
+        model.enter(model.config, (6, 16, 20))
+    with pytest.raises(ConfigError, match="windows of 2 frames are too short, 3 are needed"):
+        model.enter(model.config, (2, *SIZE[1:]))

@@ -92,6 +92,12 @@ def test_plans_reach_goals_and_the_file_says_how(folder: Path, tmp_path: Path) -
     narrow.print(terminal.table(result))
     lines = narrow.export_text().splitlines()
     assert all(any(f"│ {row['policy']} " in line for line in lines) for row in result["rows"]) and "┩" in lines[4]
+    assert "plans look 3 steps ahead, in training windows at most 2 followed a frame" in " ".join(text.split())
+
+
+def test_a_horizon_within_the_training_windows_needs_no_note(folder: Path, tmp_path: Path) -> None:
+    few = ("episodes=1", "planner.horizon=2", "planner.execute=2", "pictures.episodes=0", "pictures.landscape=false")
+    assert go(folder, *few, out=tmp_path / "line.json")["notes"] == []
 
 
 def test_blank_frames_reach_the_planner_and_nobody_else(

@@ -12,6 +12,7 @@ from jepa.errors import ConfigError
 from jepa.plan import solvers
 from jepa.plan.suite import load_suite
 from jepa.probe.suite import load_suite as load_probes
+from jepa.rollout.suite import load_suite as load_rollouts
 
 PLANS = [n for n in resources.names("eval") if "environment" in config.read(resources.find("eval", n), "eval")]
 
@@ -88,10 +89,14 @@ def test_an_environment_without_goals_of_its_own() -> None:
 
 
 def test_suites_of_the_other_kind_are_named() -> None:
-    with pytest.raises(ConfigError, match="none for planning. It has probes: .*jepa probe RUN --suite digits"):
+    with pytest.raises(ConfigError, match="section probes.* none for `jepa plan`: .*jepa probe RUN --suite digits"):
         load_suite("digits")
-    with pytest.raises(ConfigError, match="for planning: run it with `jepa plan RUN --suite tworoom`"):
+    with pytest.raises(ConfigError, match="section environment.*: run it with `jepa plan RUN --suite tworoom`"):
         load_probes("tworoom")
+    with pytest.raises(ConfigError, match="none for `jepa rollout`: run it with `jepa plan RUN --suite tworoom`"):
+        load_rollouts("tworoom")
+    with pytest.raises(ConfigError, match="no section environment, so it is none for `jepa plan`"):
+        load_suite("tworoom-rollout")
 
 
 def test_a_suite_of_ones_own(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-from jepa.plan.solvers.base import Cost, Noise, Plan, Solver, Start, check_counts, inside, lowest, scored
-from jepa.plan.space import ActionSpace
+from jepa.plan.solvers.base import check_counts
+from jepa.plan.solvers.gaussian import Gaussian
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,16 @@ class CEMConfig:
         check_counts("cem", samples=self.samples, elites=self.elites, iterations=self.iterations)
 
 
-class CEM(Solver):
+class CEM(Gaussian):
     """Cross-entropy method."""
 
     Config = CEMConfig
 
-    @torch.no_grad()
-    def search(self, cost: Cost, space: ActionSpace, horizon: int, noise: Noise, start: Start) -> Plan:
-        """See `Solver.plan`. The plan is the last mean."""
+    def moved(self, mean: Tensor, std: Tensor, values: Tensor, elites: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the elites."""
         c: CEMConfig = self.config
-        mean = space.inward(start.actions)
-        std = torch.full_like(mean, c.std)
-        trace = []
-        for _ in range(c.iterations):
-            eps = noise.coloured(c.samples, horizon, space.size, c.colour, space.stride)
-            z = inside(mean[:, None] + std[:, None] * eps, space)
-            z[:, 0] = inside(mean, space)
-            values, elites = lowest(scored(cost, z, space, c.smooth), z, c.elites)
-            mean = c.momentum * mean + (1 - c.momentum) * elites.mean(1)
-            std = (c.momentum * std + (1 - c.momentum) * elites.std(1)).clamp(min=c.min_std)
-            trace.append(values[:, 0])
-        value = scored(cost, mean[:, None], space, c.smooth)[:, 0]
-        return Plan(space.outward(mean), value, torch.stack(trace))
+        spread = c.momentum * std + (1 - c.momentum) * elites.std(1)
+        return c.momentum * mean + (1 - c.momentum) * elites.mean(1), spread.clamp(min=c.min_std)
 
 
 __all__ = ["CEM", "CEMConfig"]

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from jepa.errors import ConfigError
-from jepa.plan.solvers.base import Cost, Noise, Plan, Solver, Start, check_counts, inside, lowest, scored
-from jepa.plan.space import ActionSpace
+from jepa.plan.solvers.base import check_counts
+from jepa.plan.solvers.gaussian import Gaussian
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,20 @@ class MPPIConfig:
             raise ConfigError(f"solver mppi: temperature={self.temperature}; give a positive one")
 
 
-class MPPI(Solver):
+class MPPI(Gaussian):
     """Model-predictive path integral control."""
 
     Config = MPPIConfig
 
-    @torch.no_grad()
-    def search(self, cost: Cost, space: ActionSpace, horizon: int, noise: Noise, start: Start) -> Plan:
-        """See `Solver.plan`. The plan is the last mean."""
+    def moved(self, mean: Tensor, std: Tensor, values: Tensor, elites: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the weighted elites."""
         c: MPPIConfig = self.config
-        mean = space.inward(start.actions)
-        std = torch.full_like(mean, c.std)
-        trace = []
-        for _ in range(c.iterations):
-            eps = noise.coloured(c.samples, horizon, space.size, c.colour, space.stride)
-            z = inside(mean[:, None] + std[:, None] * eps, space)
-            z[:, 0] = inside(mean, space)
-            values, elites = lowest(scored(cost, z, space, c.smooth), z, c.elites)
-            heat = values.std(1, keepdim=True).clamp(min=1e-12) * c.temperature if c.relative else c.temperature
-            weights = torch.softmax(-(values - values[:, :1]) / heat, dim=1)[:, :, None, None]
-            mean = (weights * elites).sum(1)
-            if c.adapt:
-                std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt().clamp(c.min_std, c.std)
-            trace.append(values[:, 0])
-        value = scored(cost, mean[:, None], space, c.smooth)[:, 0]
-        return Plan(space.outward(mean), value, torch.stack(trace))
+        heat = values.std(1, keepdim=True).clamp(min=1e-12) * c.temperature if c.relative else c.temperature
+        weights = torch.softmax(-(values - values[:, :1]) / heat, dim=1)[:, :, None, None]
+        mean = (weights * elites).sum(1)
+        if c.adapt:
+            std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt().clamp(c.min_std, c.std)
+        return mean, std
 
 
 __all__ = ["MPPI", "MPPIConfig"]
