@@ -1,9 +1,9 @@
 """``jepa bench memory``: whether a run grows. A small model trains for 2000 steps with each decoder.
 
 Memory is what all processes of the run have written, shared memory counted once (resident size where the system does
-not tell that apart), looked at while it trains. Mapped files, libraries above all, are left out: what a process has
-of them changes with whoever else on the machine uses them. Caches fill at first, so what counts is the median over the last
-fifth of the steps against that over the second fifth.
+not tell that apart), looked at while it trains. Mapped files, libraries above all, are left out: what a process has of
+them changes with whoever else on the machine uses them. Caches fill at first, so what counts is the median over the
+last fifth of the steps against that over the second fifth.
 """
 
 from __future__ import annotations
