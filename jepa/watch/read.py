@@ -62,14 +62,18 @@ class RunFolder:
 
     @property
     def idle(self) -> float:
-        """Seconds since something was written."""
-        times = [0.0]
+        """Seconds since something was written.
+
+        A time ahead of the clock is from before the clock was put back: as old as it is far away.
+        """
+        now = time.time()
+        ages = [now]
         for name in ("metrics.jsonl", ".step", "config.yaml"):
             try:
-                times.append((self.path / name).stat().st_mtime)
+                ages.append(abs(now - (self.path / name).stat().st_mtime))
             except OSError:
                 continue
-        return max(0.0, time.time() - max(times))
+        return min(ages)
 
     @property
     def step_seconds(self) -> float | None:

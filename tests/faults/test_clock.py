@@ -77,12 +77,15 @@ def test_checkpoints_are_ordered_by_step_not_by_time(tiny_data: Path, tmp_path: 
     assert checkpoint.folder.prune(out, keep=2) == [0, 5]
 
 
-def test_the_age_of_a_run_is_never_below_nothing(tiny_data: Path, tmp_path: Path) -> None:
-    """Files from the future: the clock was set back while it trained."""
+def test_a_clock_put_back_leaves_no_run_alive_for_ever(tiny_data: Path, tmp_path: Path) -> None:
+    """Files of tomorrow: their run has written nothing since the clock was put back."""
     out = tmp_path / "run"
     train(run_config(tiny_data), out, quiet=True)
+    tomorrow = time.time() + 86_400
     for name in ("metrics.jsonl", ".step", "config.yaml"):
-        os.utime(out / name, (4e9, 4e9))
+        os.utime(out / name, (tomorrow, tomorrow))
     run = RunFolder(out)
     run.refresh()
-    assert run.idle == 0.0 and run.state == "finished"
+    assert run.idle > 80_000 and run.state == "finished"
+    os.utime(out / "metrics.jsonl")
+    assert run.idle < 60, "one that writes is alive, whatever its older files say"
