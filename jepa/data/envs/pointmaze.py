@@ -8,6 +8,7 @@ picture of a recorded episode then shows another goal than the frames it is comp
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -25,6 +26,7 @@ def umaze(**kwargs: Any) -> gymnasium.Env[Any, Any]:
         kwargs: of ``PointMazeEnv``, such as width and height of the pictures.
     """
     env: Any = PointMazeEnv(maze_map=U_MAZE, **kwargs)
+    Path(env.tmp_xml_file_path).unlink(missing_ok=True)  # read by now; it would stay in the temporary folder for good
     env.point_env.mujoco_renderer.default_cam_config = _CAMERA
     env.point_env.model.site("target").rgba[3] = 0.0
     return env  # type: ignore[no-any-return]
