@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-# found, not imported: where MuJoCo is loaded every environment is tried in a process of its own first, in other tests too
+# found, not imported: where MuJoCo is loaded every environment is tried in a process of its own first, in all tests
 if importlib.util.find_spec("gymnasium_robotics") is None:
     pytest.skip("needs gymnasium_robotics", allow_module_level=True)
 
