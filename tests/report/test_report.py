@@ -171,7 +171,7 @@ def test_half_written_files_are_told_and_not_fatal(runs: Runs, tmp_path: Path) -
     (run / "quarantine.jsonl").write_text('{"g": 7, "reason": "truncated"}\n{"g": 9, "reason": "truncated"}\n')
     page = Page(build_report([run]).read_text(encoding="utf-8"))
     assert "metrics.jsonl: 1 damaged line(s) were left out" in page.text
-    assert "probes/other.json is not a probe result" in page.text
+    assert "probes/other.json is not a result of jepa" in page.text
     assert "environment.json could not be read" in page.text
     assert "2 samples could not be read" in page.text and "truncated 2" in page.text
     assert summary(run)["quarantined"] == 2

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -77,7 +78,8 @@ def _try_here(name: str, given: str, deadline: float) -> None:
         raise _TooLong
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, deadline)
+    due, interval = signal.setitimer(signal.ITIMER_REAL, deadline)  # of an alarm that somebody else has set
+    begun = time.monotonic()
     try:
         with contextlib.suppress(Exception):
             env = open_env(name, wanted["modules"], wanted["kwargs"])
@@ -92,6 +94,8 @@ def _try_here(name: str, given: str, deadline: float) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if due:
+            signal.setitimer(signal.ITIMER_REAL, max(due - (time.monotonic() - begun), 0.001), interval)
 
 
 @cache
