@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jepa import checkpoint, keyed
+from jepa import checkpoint, jsonl, keyed
 from jepa.config import RollbackConfig
 from jepa.data import storage
 from jepa.errors import AlarmError
@@ -103,7 +103,7 @@ class Attempts:
 def read(out: Path) -> list[Attempt]:
     """All roll-backs, as they were made; a line that a crash cut off is left out: nothing was changed after it."""
     names, found = {field.name for field in dataclasses.fields(Attempt)}, []
-    for row in _rows(out / FILE):
+    for row in jsonl.read(out / FILE):
         if names <= row.keys():
             found.append(Attempt(**{name: row[name] for name in names}))
     return found
@@ -184,12 +184,12 @@ def settle(out: Path, g: Callable[[int], int]) -> None:
             checkpoint.folder.remove(path)
     gone: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
-    for row in _rows(out / "metrics.jsonl"):
+    for row in jsonl.read(out / "metrics.jsonl"):
         (gone if left(int(row.get("step", 0)), int(row.get("attempt", 0))) else kept).append(row)
     told = {row.get("attempt") for row in kept if row.get("act") == "rollback"}
     new = [attempt.row(g(attempt.to)) for attempt in in_force(every).made if attempt.number not in told]
     if gone:
-        known = _rows(out / ABANDONED)
+        known = jsonl.read(out / ABANDONED)
         there = {json.dumps(row) for row in known}
         _replace(out / ABANDONED, [*known, *(row for row in gone if json.dumps(row) not in there)])
     if gone or new:
@@ -211,30 +211,13 @@ def resumed(out: Path, step: int) -> Attempts:
 def _write(out: Path, attempt: Attempt) -> None:
     path = out / FILE
     if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        _replace(path, _rows(path))  # a line that a crash cut off must not swallow this one
+        _replace(path, jsonl.read(path))  # a line that a crash cut off must not swallow this one
     lines = Lines(path)
     try:
         lines.add(dataclasses.asdict(attempt))
         lines.sync()
     finally:
         lines.close()
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines; damaged lines are left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _replace(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jepa import rundir
+from jepa import jsonl, rundir
 from jepa.errors import ConfigError
 from jepa.slurm import queue
 from jepa.slurm.queue import Seen
@@ -69,19 +68,9 @@ def add(run_dir: Path, values: Mapping[str, Any]) -> Entry:
 
 def read(run_dir: Path) -> list[Entry]:
     """Every job of a run, the newest last. A line that was cut off by a crash is left out."""
-    try:
-        lines = (run_dir / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and {"job", "key", "time", "stamp", "root", "logs"} <= set(values):
-            found.append(Entry(run_dir.absolute(), values))
-    return found
+    needed = {"job", "key", "time", "stamp", "root", "logs"}
+    rows = jsonl.read(run_dir / FILE)
+    return [Entry(run_dir.absolute(), values) for values in rows if needed <= values.keys()]
 
 
 def free(run_dir: Path, key: str, jobs: Mapping[str, Seen]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from jepa import jsonl
 from jepa.errors import ConfigError
 
 State = Literal["running", "finished", "quiet"]
@@ -206,7 +207,7 @@ def _names(folder: Path) -> list[str]:
 
 def _starts(path: Path) -> Iterable[tuple[int, str, str]]:
     """Every start after the first, but those by a roll-back."""
-    for row in _rows(path)[1:]:
+    for row in jsonl.read(path)[1:]:
         reason = str(row.get("reason"))
         if not reason.startswith("roll-back") and is_number(row.get("step")):
             with contextlib.suppress(ValueError):
@@ -216,22 +217,9 @@ def _starts(path: Path) -> Iterable[tuple[int, str, str]]:
 
 def _roll_backs(path: Path) -> Iterable[tuple[int, str, str]]:
     """Every roll-back, those too that a later one went behind."""
-    for row in _rows(path):
+    for row in jsonl.read(path):
         if is_number(row.get("at")):
             yield int(row["at"]), "rollback", f"rolled back to step {row.get('to')}: {row.get('text')}"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            found += [row] if isinstance(row, dict) else []
-    return found
 
 
 def is_number(value: Any) -> bool:

@@ -30,6 +30,7 @@ ORDER = (
         "errors",
         "verbosity",
         "keyed",
+        "jsonl",
         "resources",
         "strict",
         "config",
