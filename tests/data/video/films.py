@@ -7,8 +7,10 @@ without asking a second decoder. Behind it a smooth picture moves.
 from __future__ import annotations
 
 import io
+import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -37,6 +39,20 @@ def number_of(frame: np.ndarray) -> int:
     return int(sum(1 << bit for bit, value in enumerate(blocks) if value > 128))
 
 
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """What the calling thread is scheduled as stays: SVT-AV1, run by root, makes it SCHED_FIFO, before all else here."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
+@same_scheduling()
 def film(
     frames: int = 60,
     *,
