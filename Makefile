@@ -14,7 +14,7 @@ TESTS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check mutants format docs site site-live clean
+.PHONY: help install demo test check mutants fuzz format docs site site-live clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +46,9 @@ check: install ## format, lint, types
 
 mutants: install ## mistakes that the suite must notice, one by one; ONLY=rope picks some, FRESH=1 forgets what was done
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(if $(ONLY),--only '$(ONLY)') $(if $(FRESH),--fresh)
+
+fuzz: install ## inputs grown by the lines they reach; TARGET=tar picks one reader, SECONDS=600 for each (60)
+	@$(RUN) tests.hostile.fuzz $(TARGET) --seconds $(or $(SECONDS),60)
 
 format: install ## put the format right
 	@$(RUN) ruff format .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -194,6 +195,36 @@ def test_another_format_version_is_not_passed_over(copy: Path) -> None:
     (copy / "new").rename(newer)
     with pytest.raises(CheckpointError, match=r"format version 2, this program reads 1"):
         checkpoint.latest(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": None}, {"files": [1]}, {"files": {}}, {"files": {"model.safetensors": {"bytes": "9"}}},
+        {"files": {"model.safetensors": {"bytes": 1, "sha256": ""}, "../x": {"bytes": 1, "sha256": ""}}},
+    ],
+)  # fmt: skip
+def test_a_manifest_that_was_written_by_hand(change: dict[str, Any], copy: Path) -> None:
+    path = copy / "checkpoints" / "step-3"
+    text = json.dumps(json.loads((path / "checkpoint.json").read_text()) | change)
+    (path / "checkpoint.json").write_text(text)
+    (path / "COMPLETE").write_text(hashlib.sha256(text.encode()).hexdigest())
+    for read in (checkpoint.describe, jepa.load_encoder):
+        with pytest.raises(CheckpointError, match=r"does not list model\.safetensors and its other files"):
+            read(path)
+
+
+def test_weights_that_are_none_under_the_right_hash(copy: Path) -> None:
+    path = copy / "checkpoints" / "step-3"
+    about = json.loads((path / "checkpoint.json").read_text())
+    about.pop("files")
+    for name in ("checkpoint.json", "COMPLETE"):
+        (path / name).unlink()
+    (path / "model.safetensors").write_bytes(b"\x00" * 64)
+    folder._seal(path, about)
+    for read in (checkpoint.describe, jepa.load_encoder):
+        with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors"):
+            read(path)
 
 
 # --- strict loading ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ FORMAT, VERSION = "jepa-checkpoint", 1
 FOLDER, MANIFEST, COMPLETE = "checkpoints", "checkpoint.json", "COMPLETE"
 MODEL, OPTIM, STATE, CONFIG = "model.safetensors", "optim.safetensors", "state.json", "config.yaml"
 _NAME = re.compile(r"step-(\d+)")
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -167,7 +168,19 @@ def manifest(path: Path) -> dict[str, Any]:
             f"{path} has format version {values.get('version')!r}, this program reads {VERSION}. "
             f"Use the program version that wrote it{by}"
         )
+    files = values.get("files")
+    if not isinstance(files, dict) or MODEL not in files or not all(_listed(*entry) for entry in files.items()):
+        raise CheckpointError(
+            f"{file} does not list {MODEL} and its other files, each with bytes and sha256. It was changed; give "
+            "another checkpoint"
+        )
     return values
+
+
+def _listed(name: str, of: Any) -> bool:
+    """Whether a manifest's entry for a file is one: a plain name beside it, a size and a hash."""
+    plain = _PLAIN.fullmatch(name) is not None and isinstance(of, dict)
+    return plain and isinstance(of.get("bytes"), int) and isinstance(of.get("sha256"), str)
 
 
 def problem(path: Path, files: Iterable[str] | None = None) -> str | None:

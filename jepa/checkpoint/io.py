@@ -229,8 +229,8 @@ def describe(path: Path | str) -> dict[str, Any]:
     """
     found = folder.resolve(path, files=())
     values = folder.manifest(found)
-    with safe_open(str(found / folder.MODEL), framework="pt") as opened:
-        count = len(list(opened.keys()))
+    with _opened(found / folder.MODEL) as stored:
+        count = len(stored)
     return {
         "path": str(found),
         **{k: v for k, v in values.items() if k not in ("format", "files")},

@@ -21,6 +21,7 @@ Opening reads the JSON only; arrays are mapped, so a million samples open in mil
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ from jepa.data.remote import Place, Url
 from jepa.errors import DataError
 
 FORMAT, VERSION, FILE = "jepa-dataset", 1, "manifest.json"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 VIDEOS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "gif")
 FEATURES = ("safetensors",)  # written by `jepa extract`
@@ -60,6 +62,8 @@ class Shard:
     def of(cls, root: Path, values: dict[str, Any]) -> Shard:
         """From a line of the manifest."""
         path, size = remote.place(root, values["path"]), int(values["size"])
+        if "\0" in str(path):
+            raise ValueError(f"a shard at {values['path']!r}")
         facts = values.get("facts")
         return cls(
             path, size, int(values["samples"]), (root / facts["path"], int(facts["size"])) if facts else (path, size)
@@ -303,7 +307,7 @@ class Manifest:
                 features=dict(values["features"]) if features else None,
                 kinds={str(k): [str(c) for c in v] for k, v in values.get("kinds", {}).items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
             raise DataError(
                 f"{root / FILE} lacks or garbles {error}. It was changed or damaged; build the dataset again"
             ) from None
@@ -334,7 +338,10 @@ def _read(root: Path) -> dict[str, Any]:
             "that of a run is now"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if _SURROGATE.search(text):  # one without its other half goes into no path and onto no terminal
+            json.dumps(values, ensure_ascii=False).encode()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

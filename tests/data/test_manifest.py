@@ -64,6 +64,24 @@ def test_a_garbled_manifest(copy: Path, key: str, value: object) -> None:
         Manifest.open(copy)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("samples", 2**70, "lacks or garbles"),
+        ("size", None, "lacks or garbles"),
+        ("path", "a\0b", "lacks or garbles a shard at"),
+        ("path", "\ud800.tar", r"not valid JSON \(.*surrogates"),
+    ],
+)
+def test_a_garbled_shard(copy: Path, key: str, value: object, reason: str) -> None:
+    path = copy / "manifest.json"
+    values = json.loads(path.read_text())
+    values["splits"]["train"]["shards"][0][key] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=reason):
+        Manifest.open(copy)
+
+
 def test_another_version(copy: Path) -> None:
     path = copy / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))

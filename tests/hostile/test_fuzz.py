@@ -1,11 +1,15 @@
-"""Readers of settings, manifests and checkpoints, given trees of values that no program of ours would write."""
+"""Readers of settings, manifests and checkpoints, given trees of values that no program of ours would write.
+
+What grows its inputs by the lines they reach (atheris) is in fuzz.py; here it runs for seconds, `make fuzz` for long.
+"""
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from jepa.plan.suite import PlanSuite
 from jepa.probe.suite import Suite
 from jepa.train import train
 from tests import tiny
+from tests.hostile.trees import places, replaced
 
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 KEYS = st.sampled_from(
@@ -66,23 +71,6 @@ def test_overrides(text: str) -> None:
         config.override({"train": {"batch": 3}}, [text])
     except ConfigError as error:
         assert len(str(error)) > 10
-
-
-def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Ways to every value of a tree."""
-    yield path
-    if isinstance(tree, dict | list):
-        for key in tree if isinstance(tree, dict) else range(len(tree)):
-            yield from places(tree[key], (*path, key))
-
-
-def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """The tree with another value there."""
-    if not path:
-        return value
-    made = copy.copy(tree)
-    made[path[0]] = replaced(tree[path[0]], path[1:], value)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +122,13 @@ def test_checkpoints(data: st.DataObject, name: str, run: Path) -> None:
                 assert len(str(error)) > 10
     finally:
         file.write_bytes(before)
+
+
+@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no wheel for this platform")
+def test_grown_inputs(tmp_path: Path) -> None:
+    """Every target takes its seeds and what grows out of them; what is left behind is what was kept, no crash."""
+    command = [sys.executable, "-m", "tests.hostile.fuzz", "--runs", "300", "--seed", "1", "--kept", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stderr.count("Done 300 runs") == len(list(tmp_path.iterdir())) == 5
+    assert all(sum(1 for _ in kept.glob("[!s]*")) for kept in tmp_path.iterdir()), "nothing reached a new line"

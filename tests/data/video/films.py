@@ -41,7 +41,7 @@ def number_of(frame: np.ndarray) -> int:
 
 @contextmanager
 def same_scheduling() -> Iterator[None]:
-    """What the calling thread is scheduled as stays: SVT-AV1, run by root, makes it SCHED_FIFO, before all else here."""
+    """The calling thread is scheduled as before: SVT-AV1, run by root, makes it SCHED_FIFO, ahead of all else."""
     if not hasattr(os, "sched_getscheduler"):
         yield
         return
