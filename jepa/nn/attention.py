@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from jepa.nn import products
 from jepa.nn.rope import Rotary, turned
 
 Init = Literal["fixed", "fan_in"]
@@ -78,7 +79,8 @@ class Attention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each (B, N, h, D / h), to (B, N, D)."""
-    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    attend = products.attend if products.faster(q) else F.scaled_dot_product_attention
+    mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return mixed.transpose(1, 2).flatten(2)
 
 
