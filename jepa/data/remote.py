@@ -1,6 +1,6 @@
 """Shards on the other end of a network: brought into a bounded folder on this machine as whole files, when needed.
 
-Read through fsspec (extra `remote`): https://, http://, hf://, and with s3fs or gcsfs s3:// and gs://. The folder is
+Read through fsspec (extra `remote`): https://, http://, hf://, with the extra `s3` s3://, and with gcsfs gs://. The folder is
 JEPA_CACHE (default ~/.cache/jepa/shards) and never holds more than JEPA_CACHE_GB (default 50); the shard that was read
 longest ago goes first. It may be shared by any number of processes and runs: a lock for each shard lets one process
 fetch it while the others wait, a lock for the folder guards the room in it, and locks end with their process. A file is
@@ -311,6 +311,8 @@ def _meaning(error: BaseException) -> tuple[bool, str]:
         if isinstance(cause, TimeoutError):
             return True, f"no byte came for {_STALL:g} s"
         cause = cause.__cause__
+    if type(error).__name__ == "NoCredentialsError":  # botocore's
+        return False, "there are no credentials (a public bucket is read with FSSPEC_S3_ANON=true)"
     if isinstance(error, FileNotFoundError):
         cause = error.__cause__
         passing = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
@@ -332,10 +334,15 @@ def _filesystem(url: Url) -> Any:
 
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=_STALL, sock_read=_STALL)
             options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+        elif protocol == "s3":
+            options["config_kwargs"] = {"connect_timeout": _STALL, "read_timeout": _STALL}
+        if protocol in ("s3", "gs", "hf"):
+            options["use_listings_cache"] = False  # what was listed may have been replaced since
         return fsspec.filesystem(protocol, **options)
     except ImportError as error:
-        more = {"s3": " s3fs", "gs": " gcsfs", "hf": " huggingface_hub"}.get(protocol, "")
-        raise ConfigError(f"{url}: {error}. Install it with: pip install 'jepa[remote]'{more}") from None
+        extra = "s3" if protocol == "s3" else "remote"
+        more = {"gs": " gcsfs", "hf": " huggingface_hub"}.get(protocol, "")
+        raise ConfigError(f"{url}: {error}. Install it with: pip install 'jepa[{extra}]'{more}") from None
 
 
 @contextlib.contextmanager
