@@ -1,10 +1,10 @@
 """Shards on the other end of a network: brought into a bounded folder on this machine as whole files, when needed.
 
-Read through fsspec (extra `remote`): https://, http://, hf://, with the extra `s3` s3://, and with gcsfs gs://. The folder is
-JEPA_CACHE (default ~/.cache/jepa/shards) and never holds more than JEPA_CACHE_GB (default 50); the shard that was read
-longest ago goes first. It may be shared by any number of processes and runs: a lock for each shard lets one process
-fetch it while the others wait, a lock for the folder guards the room in it, and locks end with their process. A file is
-complete or absent.
+Read through fsspec (extra `remote`): https://, http://, hf://, with the extra `s3` s3://, and with gcsfs gs://. The
+folder is JEPA_CACHE (default ~/.cache/jepa/shards) and never holds more than JEPA_CACHE_GB (default 50); the shard that
+was read longest ago goes first. It may be shared by any number of processes and runs: a lock for each shard lets one
+process fetch it while the others wait, a lock for the folder guards the room in it, and locks end with their process. A
+file is complete or absent.
 
 A request that fails, stalls or breaks off is made again from the byte it had reached, a few times with growing waits;
 what does not exist or is forbidden is not asked for twice. After that it is a `RemoteError`, which is a DataError that

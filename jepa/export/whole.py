@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 
 from jepa.checkpoint.folder import complaint
@@ -29,8 +32,9 @@ def whole(folder: Path, what: str, replace: bool = False) -> Iterator[Path]:
     Raises:
         CheckpointError: a full disk, a place that may not be written to. Nothing half-written is left.
     """
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    beside = f".tmp-{folder.name}-{socket.gethostname()}-"
+    temporary = folder.with_name(f"{beside}{os.getpid()}")
+    _sweep(folder.parent, beside)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -50,6 +54,14 @@ def whole(folder: Path, what: str, replace: bool = False) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(parent: Path, beside: str) -> None:
+    """Remove what was left by processes of this machine that were killed."""
+    for left in parent.glob(f"{glob.escape(beside)}*"):
+        number = left.name.removeprefix(beside)
+        if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _settle(made: Path, folder: Path, replace: bool) -> None:

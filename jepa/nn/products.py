@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _HERE = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-_AT_ONCE = 2**20  # scores that are worked on at once: what they take stays in the caches
+_AT_ONCE = 2**20  # scores that a thread works on at once: what they take stays in the caches
 _KEPT = 2**25  # scores of a call up to which their softmax is kept for the backward; beyond it is computed again
 
 
@@ -50,25 +50,31 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, *kept = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for i, part in enumerate(_parts(q, k)):
             weights, g = kept[i] if kept else _weights(q[part], k[part]), grad[part]
             torch.bmm(weights.transpose(1, 2), g, out=d_v[part])
             d_weights = torch.bmm(g, v[part].transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_scores *= q.shape[-1] ** -0.5
-            torch.bmm(d_scores, k[part], out=d_q[part])
-            torch.bmm(d_scores.transpose(1, 2), q[part], out=d_k[part])
+            _scaled(scale, d_scores, k[part], d_q[part])
+            _scaled(scale, d_scores.transpose(1, 2), q[part], d_k[part])
         return d_q, d_k, d_v
 
 
 def _parts(q: Tensor, k: Tensor) -> list[slice]:
-    step = max(1, _AT_ONCE // max(1, q.shape[1] * k.shape[1]))
+    if torch.compiler.is_compiling():  # a loop would be compiled anew for every number of tokens
+        return [slice(None)]
+    step = torch.get_num_threads() * max(1, _AT_ONCE // max(1, q.shape[1] * k.shape[1]))  # as many for each thread
     return [slice(start, start + step) for start in range(0, len(q), step)]
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
     """(G, Q, N), each row sums to 1."""
     scores = q.new_empty(len(q), q.shape[1], k.shape[1])
-    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(_scaled(q.shape[-1] ** -0.5, q, k.transpose(1, 2), scores), dim=-1)
+
+
+def _scaled(scale: float, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """scale a b, in one pass over `out`."""
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)

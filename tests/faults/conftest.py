@@ -14,6 +14,7 @@ from jepa import config
 from jepa.export.write import export
 from tests.plan.rooms import run_folder
 from tests.probe.conftest import probe_data, run
+from tests.rollout.conftest import dot_run, walks
 from tests.tiny import VALUES
 
 DIGITS = ("source.size=20", "source.digit=[10, 14]", "source.samples={train: 70, val: 10, test: 10}")
@@ -27,13 +28,14 @@ class Material:
     data: Path
     run: Path
     model: Path  # the run of a world model
+    dot: Path  # another, with episodes to roll out on
     official: Path  # a folder of transformers
     config: Path
     suite: Path
 
 
 @pytest.fixture(scope="session")
-def material(probe_data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
+def material(probe_data: Path, run: Path, dot_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
     folder = tmp_path_factory.mktemp("material")
     settings = config.override(VALUES, [f"data.path={probe_data}", "monitor.every={steps: 0}", "train.keep=0"])
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
@@ -41,7 +43,7 @@ def material(probe_data: Path, run: Path, tmp_path_factory: pytest.TempPathFacto
     (folder / "walk.yaml").write_text(WALK)
     model = run_folder(folder / "model", "method.speed=14", "method.walls=false", stride=2)
     official = export(run, "transformers", folder / "official").folder
-    return Material(probe_data, run, model, official, folder / "tiny.yaml", folder / "small.yaml")
+    return Material(probe_data, run, model, dot_run, official, folder / "tiny.yaml", folder / "small.yaml")
 
 
 def _train(*more: str) -> Callable[[Material, Path], list[str]]:
@@ -61,13 +63,19 @@ source: {kind: rollouts, env: tests/Line-v0, modules: [tests.plan.stages], steps
 shards: {max_samples: 2}
 """
 LINE = str(Path(__file__).parents[1] / "plan" / "line.yaml")
+ROLLOUT = (
+    "windows={seen: 2, horizon: 5, per_episode: 1}",
+    "bootstrap.resamples=100",
+    "pictures={episodes: 1, bank: 50}",
+)
 EXTRACT = ("--tokens", "--batch", "10", "--shard-samples", "50", "--device", "cpu")
 
 
 def prepare(verb: str, given: Material, out: Path) -> None:
     """What a verb wants to find where it writes."""
-    if verb in ("probe", "plan"):
-        shutil.copytree(given.run if verb == "probe" else given.model, out)
+    runs = {"probe": given.run, "plan": given.model, "rollout": given.dot}
+    if verb in runs:
+        shutil.copytree(runs[verb], out)
 
 
 # a verb that writes -> its command line, the same each time it is run again
@@ -83,7 +91,8 @@ VERBS: dict[str, Callable[[Material, Path], list[str]]] = {
     "extract": lambda m, out: ["extract", str(m.run), str(m.data), "--out", str(out), *EXTRACT],
     "probe": lambda m, out: ["probe", str(out), "--suite", str(m.suite), "--device", "cpu"],
     "plan": lambda _, out: ["plan", str(out), "--suite", LINE, "--device", "cpu"],
+    "rollout": lambda _, out: ["rollout", str(out), *ROLLOUT, "--device", "cpu"],
     "report": lambda m, out: ["report", str(m.run), "--out", f"{out}.html"],
 }
 
-__all__ = ["VERBS", "Material", "material", "prepare", "probe_data", "run"]
+__all__ = ["VERBS", "Material", "dot_run", "material", "prepare", "probe_data", "run", "walks"]

@@ -16,7 +16,7 @@ from tests import disk
 from tests.faults.conftest import VERBS, Material, prepare
 from tests.train import runs
 
-RESULT = {"probe": "probes/small.json", "plan": "plans/line.json"}
+RESULT = {"probe": "probes/small.json", "plan": "plans/line.json", "rollout": "rollouts/rollout.json"}
 SHARES = (0.02, 0.3, 0.6, 0.9)  # of what is written in all: where the disk is full
 SLOW = {"data check": (0.5,), "report": (0.5,), "export torch": (0.5,), "train, background": (0.6,), "probe": (0.0,)}
 ALONE = ("data check", "export torch")  # too slow to be done a third time
@@ -31,6 +31,12 @@ def contents(folder: Path, verb: str) -> dict[str, Any]:
         return tensors | {"lines": runs.lines(out), "trace": runs.trace(out)}
     if verb in ("probe", "plan"):
         return {"rows": [{k: v for k, v in row.items() if k != "planning"} for row in load(out / RESULT[verb])["rows"]]}
+    if verb == "rollout":
+        pictures = {
+            p.name: p.read_bytes() for p in sorted((out / "rollouts").rglob("*")) if p.suffix in (".png", ".gif")
+        }
+        assert pictures
+        return pictures | {"ratios": load(out / RESULT[verb])["ratios"]}
     if verb == "report":
         return {"end": (folder / "out.html").read_text()[-8:]}
     if verb == "import":
@@ -56,7 +62,7 @@ def taken_for_whole(folder: Path, verb: str) -> bool:
         return is_export(out)
     if verb == "report":
         return (folder / "out.html").exists()
-    if verb in ("probe", "plan"):
+    if verb in RESULT:
         return (out / RESULT[verb]).exists()
     return (folder / "out.txt").exists() if verb == "data check" else False
 

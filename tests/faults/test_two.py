@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -104,3 +106,30 @@ def test_two_exports_to_one_folder(tmp_path: Path) -> None:
     with whole(out, "the export", replace=True) as mine:
         (mine / "weights").write_text("mine")
     assert (out / "weights").read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    """Only its own: what another process, or another machine, is at stays."""
+    out, code = tmp_path / "out[1]", "import sys; from pathlib import Path; from jepa.export.whole import whole\n"
+    code += "with whole(Path(sys.argv[1]), 'x') as f: (f / 'w').write_text('w'); print('at it', flush=True); input()"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        for writer in writers:
+            assert writer.stdout is not None and writer.stdout.readline() == b"at it\n"
+        elsewhere = tmp_path / ".tmp-out[1]-elsewhere-1"
+        elsewhere.mkdir()
+        writers[0].kill()
+        writers[0].wait()
+        assert len(list(tmp_path.glob(".tmp-*"))) == 3
+        with whole(out, "the export") as mine:
+            (mine / "weights").write_text("mine")
+            assert len(list(tmp_path.glob(".tmp-*"))) == 3  # the living one's, the other machine's, this one
+        left = [path.name for path in tmp_path.glob(".tmp-*")]
+        assert len(left) == 2 and elsewhere.name in left and any(name.endswith(f"-{writers[1].pid}") for name in left)
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()

@@ -73,8 +73,10 @@ def test_a_later_frame_action_or_state_never_changes_an_earlier_prediction(
                 continue
             changed[:, time] += 1
             found = one_step(model, *given)  # type: ignore[arg-type]
-            assert torch.equal(found[:, :time], start[:, :time]), (time, which)
-            assert not torch.equal(found[:, time], start[:, time]), (time, which)
+            change = (found - start).abs()
+            assert change[:, time].max() > 1e-4, (time, which)
+            # Products may round by where in memory their operands lie.
+            assert not (change[:, :time] > 1e-12).any(), (time, which)
 
 
 @ALL

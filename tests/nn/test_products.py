@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from jepa.nn import products
@@ -21,7 +22,7 @@ def given(queries: int, keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
     return q, k, v
 
 
-@pytest.mark.parametrize("at_once", [1, 5 * 7 * 4, 2**20])  # one, four, all of the six sequences times heads
+@pytest.mark.parametrize("at_once", [1, 5 * 7 * 4, 2**20])  # few, some, all of the six sequences times heads
 @pytest.mark.parametrize("kept", [0, 2**25])
 @pytest.mark.parametrize(("queries", "keys"), [(5, 7), (6, 6), (1, 4)])
 def test_it_is_attention(queries: int, keys: int, kept: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +60,7 @@ def test_what_waits_for_the_backward(kept: int, tensors: int, monkeypatch: pytes
     """Queries, keys and values; the softmax of the two parts only within the bound, and never without a gradient."""
     monkeypatch.setattr(products, "_KEPT", kept)
     monkeypatch.setattr(products, "_AT_ONCE", 3 * 6 * 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     saved: list[Any] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         q, k, v = given(6, 6, torch.float32)
@@ -92,3 +94,14 @@ def test_packed_and_not_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_HERE", False)
     assert torch.allclose(packed, attention(x, parts=[(2, 7), (1, 6)]), rtol=0.02, atol=0.004)
     assert torch.allclose(packed, apart, rtol=0.02, atol=0.004)
+
+
+def test_one_graph_serves_all_numbers_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_HERE", True)
+    attention, graphs = Attention(24, 3).bfloat16(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend=graphs)
+    for tokens in range(5, 30, 3):
+        x = torch.randn(2, tokens, 24, dtype=torch.bfloat16, requires_grad=True)
+        (wanted,), (found,) = (torch.autograd.grad(f(x).square().sum(), x) for f in (attention, compiled))
+        assert torch.allclose(found, wanted, rtol=0.02, atol=0.004)
+    assert graphs.frame_count == 1
