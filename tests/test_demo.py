@@ -36,9 +36,10 @@ FEW = ("bootstrap.resamples=100",)
 STATES = (*FEW, "probes.frames.mlp.steps=40", "probes.frames.mlp.look_every=20")
 PLANS = ("episodes=2", "budget=10", "planner.solver={samples: 8, elites: 2, iterations: 1}", "pictures.steps=3")
 CODE = f"""
+import sys
 from dataclasses import replace
-from pathlib import Path
-from jepa.demo import IMAGES, VIDEO, WORLD, demo
+from jepa import cli, demo
+from jepa.demo import IMAGES, VIDEO, WORLD
 if __name__ == "__main__":
     images = replace(IMAGES, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=30")}, probes={SUITE})
     video = replace(VIDEO, recipe={RECIPE}, overrides={(*SMALL, "train.duration.steps=10")}, probes={(*SUITE, *TOKENS)})
@@ -46,14 +47,15 @@ if __name__ == "__main__":
         WORLD, recipe={EPISODES}, overrides={WORLD}, probes={STATES}, plans={PLANS},
         rollouts={(*FEW, "windows.horizon=3", "pictures.decoder_steps=2", "pictures.bank=16")},
     )
-    demo(Path("demo"), seed=3, chapters=(images, video, world))
+    demo.CHAPTERS = (images, video, world)
+    sys.exit(cli.main(["demo", "--out", "demo", "--seed", "3", *sys.argv[1:]]))
 """
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     (folder / "code.py").write_text(CODE)
     return subprocess.Popen(
-        [sys.executable, "code.py"],
+        [sys.executable, "code.py", *words],
         cwd=folder,
         env=os.environ | {"COLUMNS": "200"},
         stdout=subprocess.PIPE,
@@ -106,12 +108,12 @@ def test_a_killed_demo_goes_on_and_writes_everything(tmp_path: Path) -> None:
     assert len(anchors) == len(set(anchors)) and {"probes", "video-probes", "video-verdict"} <= set(anchors)
 
     weights = (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes()
-    third = start(tmp_path)
-    _, errors = third.communicate(timeout=400)
+    third = start(tmp_path, "--json")
+    output, errors = third.communicate(timeout=400)
     assert third.returncode == 0, errors
     assert (run / "checkpoints" / "step-30" / "model.safetensors").read_bytes() == weights, "nothing is trained twice"
     again = json.loads((run / "summary.json").read_text())
-    assert again["probe_rows"] == summary["probe_rows"]
+    assert again["probe_rows"] == summary["probe_rows"] and json.loads(output) == again
 
     for page in ("README.md", "docs/checkpoints.md", "docs/data.md"):  # what the documents show works on this run
         for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):

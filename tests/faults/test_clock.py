@@ -7,11 +7,13 @@ import itertools
 import json
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from jepa import checkpoint
+from jepa.slurm import book, ends, jobs
 from jepa.train import train
 from jepa.watch.read import RunFolder
 from tests.hygiene.tree import PACKAGE, modules
@@ -89,3 +91,36 @@ def test_a_clock_put_back_leaves_no_run_alive_for_ever(tiny_data: Path, tmp_path
     assert run.idle > 80_000 and run.state == "finished"
     os.utime(out / "metrics.jsonl")
     assert run.idle < 60, "one that writes is alive, whatever its older files say"
+
+
+def test_a_clock_put_back_while_a_job_of_slurm_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its word for the end is then of before the start: the start counts as killed, and the job goes on."""
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    logs.mkdir()
+    first, second = (ends.Attempt(run, "7", restart, logs) for restart in (0, 1))
+    real, now = time.time, datetime.now().isoformat(timespec="seconds")
+    (logs / "7_0_log.err").write_text(f"error: *** JOB 7 ON n1 CANCELLED AT {now} DUE TO PREEMPTION ***\n")
+    ends.begin(first)
+    assert ends.reason(second) == ends.PREEMPTED
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    ends.begin(first)
+    monkeypatch.undo()
+    assert ends.reason(second) == ends.KILLED and ends.count(second) == 1
+    ends.check(second, most=1)  # no GivenUpError
+
+
+def test_logs_of_a_job_submitted_before_the_clock_was_put_back(tmp_path: Path) -> None:
+    """Its failure looks older than the job and is not told apart; its log is shown, the newest line for the table."""
+    later = datetime.now(UTC) + timedelta(hours=1)
+    values = {"time": later.isoformat(), "stamp": "s", "root": str(tmp_path), "key": "train", "job": "7"}
+    entry = book.add(tmp_path, values | {"logs": str(tmp_path / "logs")})
+    for path, text in ((entry.log(), "step 4\n"), (entry.log(errors=True), "the end\n")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "slurm" / "failures").mkdir()
+    (tmp_path / "slurm" / "failures" / "7.0-rank0.txt").write_text("ValueError after 4 steps: no\n")
+    shown: list[str] = []
+    jobs.follow(entry, shown.append)
+    text = "".join(shown)
+    assert "rank 0 failed" not in text and "step 4" in text
+    assert jobs.last_line(entry) == "the end"

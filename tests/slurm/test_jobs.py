@@ -137,8 +137,9 @@ def test_a_life(
     assert cli.main(["jobs", "requeue", "runs/tiny"]) == 0
     assert "goes on from its last checkpoint" in capsys.readouterr().out
     wait_for(lambda: row()["state"] == "PENDING", 60, row)
-    assert cli.main(["jobs", "requeue", "runs/tiny"]) == 0, "one that waits starts now"
-    capsys.readouterr()
+    assert cli.main(["jobs", "requeue", "runs/tiny", "--json"]) == 0, "one that waits starts now"
+    (job, sentence), *none = json.loads(capsys.readouterr().out)["requeued"].items()
+    assert job == told["job"] and sentence and not none
     wait_for(lambda: row()["restarts"] == 1, 120, row)
     capsys.readouterr()
     assert cli.main(["jobs", "cancel", "runs"]) == 0
@@ -150,8 +151,8 @@ def test_a_life(
     assert cli.main(["jobs", "requeue", "runs/tiny"]) == 0, "SLURM still remembers it"
     capsys.readouterr()
     wait_for(lambda: row()["state"] == "PENDING", 30, row)
-    assert cli.main(["jobs", "cancel", "runs/tiny"]) == 0
-    capsys.readouterr()
+    assert cli.main(["jobs", "cancel", "runs/tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"cancelled": [told["job"]]}
     book.add(tmp_path / "other", line(tmp_path / "other", job=told["job"]))  # of an earlier cluster
     (stale,) = jobs.rows([tmp_path / "other"])
     assert stale.state == jobs.GONE
