@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## the whole job on 2 CPU cores: pictures, videos, then a world model that plans (about 21 minutes)
+demo: install ## the whole job on 2 CPU cores: pictures, videos, then a world model that plans (15 to 21 minutes)
 	@$(RUN) jepa demo --out runs/demo
 
 test: install ## the test suite; TESTS='tests/data -k order' picks some
