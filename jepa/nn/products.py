@@ -1,6 +1,6 @@
 """Attention as batched products, for CPUs that multiply in bfloat16 by AVX512-BF16 but have no AMX tiles.
 
-There torch's fused attention falls back to many small products, and the same thing spelt out is 2 to 6 times as fast
+There torch's fused attention is slow, and the same spelt out 2 to 6 times as fast, forward and backward together
 (docs/performance.md). Scores are rounded to bfloat16 before the softmax, as in the official I-JEPA code under autocast;
 the fused kernel keeps them in float32.
 

@@ -113,7 +113,8 @@ def needs_slurm(*programs: str) -> None:
     places = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
     missing = [name for name in programs if shutil.which(name, path=places) is None]
     if missing:
-        told = f"SLURM is not installed ({', '.join(missing)}); apt-get install slurmctld slurmd slurm-client munge"
+        told = f"SLURM is not installed ({', '.join(missing)}); apt-get install slurmctld slurmd slurm-client munge, "
+        told += "and for accounting slurmdbd mariadb-server"
         if os.environ.get("JEPA_REQUIRE_SLURM") == "1":
             pytest.fail(told)
         pytest.skip(told)
@@ -144,7 +145,5 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def accounting_cluster() -> Iterator[Cluster]:
     """One with slurmdbd and a database: sacct works, and an account that does not exist is refused."""
-    needs_slurm("slurmctld", "slurmd", "sinfo", "munged")
-    if shutil.which("slurmdbd", path="/usr/sbin:/usr/local/sbin") is None or shutil.which("mariadbd") is None:
-        pytest.skip("slurmdbd or mariadb-server is not installed")
+    needs_slurm("slurmctld", "slurmd", "sinfo", "munged", "slurmdbd", "mariadbd")
     yield from started("--accounting")
